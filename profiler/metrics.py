@@ -297,3 +297,39 @@ LABEL_OVERFLOW = counter(
 )
 
 TABLE = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+"""What a process shows that runs loops, watches them, or records them."""
+
+COLLECTOR_REQUESTS = counter(
+    "toolloop_collector_requests_total",
+    "Requests that `profiler collect` answered, by what they carried and the HTTP status.",
+    ("signal", "status"),
+)
+COLLECTOR_SPANS = counter(
+    "toolloop_collector_spans_total", "Spans that came in, those that came again or in vain included."
+)
+COLLECTOR_SPANS_DROPPED = counter(
+    "toolloop_collector_spans_dropped_total",
+    "Spans that are in no record: of no agent, repeated, late (their loop had been written) or unreadable.",
+    ("reason",),
+)
+COLLECTOR_LOOPS = counter(
+    "toolloop_collector_loops_total",
+    "Loops that were recorded, by what ended their trace: its root, one whose parent is in another process "
+    "(remote), nothing more for a while (idle), too much at once (bound), the collector's own end (stopped).",
+    ("end",),
+)
+COLLECTOR_OPEN_TRACES = gauge(
+    "toolloop_collector_open_traces", "Traces of which spans came, and which have not ended."
+)
+COLLECTOR_OPEN_SPANS = gauge("toolloop_collector_open_spans", "Spans of open traces.")
+COLLECTOR_OPEN_BYTES = gauge("toolloop_collector_open_bytes", "Bytes that are kept of open traces.")
+COLLECTOR_JOURNAL_BYTES = gauge(
+    "toolloop_collector_journal_bytes", "Bytes on disk that keep open traces over a kill."
+)
+
+COLLECTOR_TABLE = tuple(
+    value
+    for value in list(globals().values())
+    if isinstance(value, Metric) and value.name.startswith("toolloop_collector_")
+)
+"""What `profiler collect` shows of itself, beside the loops that it recorded."""

@@ -1,4 +1,4 @@
-"""Who may ask the emulator's own endpoints: those that show or change its state. Pure.
+"""Who may ask a server's own endpoints: those that show or change its state. Pure.
 
 A web page can have its own host's name lead to 127.0.0.1 (DNS rebinding): then the browser lets it read
 what a server of this machine answers. The page cannot change the `Host` that its browser sends, so the own
@@ -20,6 +20,8 @@ _ORIGIN = re.compile(rb"https?://(.+)", re.IGNORECASE)
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _MOST_SHOWN = 80
+_SERVERS = {"emulate": "the emulator", "collect": "the collector", "proxy": "the proxy"}
+"""By the command that serves."""
 
 
 class Refusal(NamedTuple):
@@ -57,13 +59,16 @@ def split_target(target: bytes) -> tuple[bytes | None, bytes]:
 
 
 def refusal(
-    headers: Mapping[bytes, bytes], authority: bytes | None = None, allowed: Collection[str] = ()
+    headers: Mapping[bytes, bytes],
+    authority: bytes | None = None,
+    allowed: Collection[str] = (),
+    command: str = "emulate",
 ) -> Refusal | None:
-    """Why the emulator's own endpoints do not answer a request with these headers; None when they do.
+    """Why a server's own endpoints do not answer a request with these headers; None when they do.
 
-    `authority`: that of a target in absolute form. `allowed`: results of `allowed_host`. Headers that came
-    several times are expected to be joined by commas, which no host has. A request without any host, as an
-    old client may send, names nobody who could be a stranger.
+    `authority`: that of a target in absolute form. `allowed`: results of `allowed_host`. `command` is the one
+    that serves. Headers that came several times are expected to be joined by commas, which no host has. A
+    request without any host, as an old client may send, names nobody who could be a stranger.
     """
     for given in (authority, headers.get(b"host")):
         if given is None:
@@ -72,23 +77,24 @@ def refusal(
         if host is None:
             return Refusal(400, f"the Host {_shown(given)} is not one host with or without a port")
         if not _is_known(host, allowed):
-            return _foreign(f"the Host {_shown(given)}", host)
+            return _foreign(f"the Host {_shown(given)}", host, command)
     origin = headers.get(b"origin")
     if origin is not None:
         found = _ORIGIN.fullmatch(origin)
         host = None if found is None else _host(found[1])
         if host is None or not _is_known(host, allowed):
-            return _foreign(f"the Origin {_shown(origin)}", host)
+            return _foreign(f"the Origin {_shown(origin)}", host, command)
     elif headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate":
         # What a page of another site embeds (an image, a script) has no Origin. Links may be followed.
         return Refusal(403, "a page of another site asks (Sec-Fetch-Site: cross-site)")
     return None
 
 
-def _foreign(what: str, host: str | None) -> Refusal:
-    remedy = "" if host is None else f"; `profiler emulate --allow-host {host}` lets it in"
+def _foreign(what: str, host: str | None, command: str) -> Refusal:
+    remedy = "" if host is None else f"; `profiler {command} --allow-host {host}` lets it in"
     return Refusal(
-        403, f"{what} is not this machine's: the emulator's own endpoints answer localhost alone{remedy}"
+        403,
+        f"{what} is not this machine's: {_SERVERS[command]}'s own endpoints answer localhost alone{remedy}",
     )
 
 

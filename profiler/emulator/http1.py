@@ -28,6 +28,9 @@ from profiler.emulator.scheduler import Scheduler, Timer
 MAX_HEAD, MAX_BODY = 64 * 1024, 32 * 1024 * 1024
 """Bytes of a request's head (a quarter of it for the URL) and of its body."""
 
+MAX_DISCARDED = 8 * MAX_BODY
+"""Bytes of a body that is too large for which its client is let finish, so that it comes to read why."""
+
 MAX_PIPELINED = 32
 IDLE_SECONDS = 120
 _GONE = getattr(select, "POLLRDHUP", 0)  # where it does not exist the client is missed when its reply is due
@@ -189,6 +192,7 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         self._refusal: int | None = None
         self._closing = False
+        self._discarded = 0
         self._paused = False
         self._reading_paused = False
         self._last_ns = time.monotonic_ns()
@@ -212,6 +216,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED:
+                self.abort()
             return
         waiting = len(self._queue)
         try:
@@ -422,6 +429,8 @@ class Connection(asyncio.Protocol):
             reply.observer.finished(now, outcome)
         if outcome == "reset":
             self._reset()
+        elif self._refusal == 413 and not self._queue:
+            self._linger()
         elif outcome == "cut" or not exchange.keep_alive:
             self.close()
         elif self._queue:
@@ -487,6 +496,13 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self._transport is not None:
             self._transport.close()
+
+    def _linger(self) -> None:
+        """Close for writing alone, as long as the client sends: else it would see a reset, and not the reply."""
+        if self._transport is None or not self._transport.can_write_eof():
+            self.close()
+        else:
+            self._transport.write_eof()
 
     def abort(self) -> None:
         self._closing = True
