@@ -168,8 +168,10 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.rundir import RunDirectory
     from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import parse_objective
+    from profiler.statistics.recorded import Recorded
     from profiler.statistics.summary import summarise_table
     from profiler.statistics.table import tabulate
+    from profiler.statistics.verdicts import tick_of
     from profiler.statistics.windows import measure
 
     if not gates and arguments.slo is None:
@@ -182,13 +184,17 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     if arguments.slo is not None:
         parse_objective(arguments.slo, "--slo")
         run = replace(run, slo=arguments.slo)
-    table = tabulate(directory.records())
+    recorded = Recorded()
+    records = directory.records() if run.recording is None else recorded.seen(directory.records())
+    table = tabulate(records)
     summary = summarise_table(run, table)
+    if run.recording is not None:
+        summary = replace(summary, recorded=recorded.result(run.recording))
     check_gates(gates, list(dict.fromkeys(one.strategy for one in summary.every_strategy)))
     # How the run ended, and what it was asked then, was the matter of the command that made it.
     left_out = {"end"} if arguments.slo is not None else {"end", "objective"}
     latencies = latencies_of(measure(run, table), table)
-    outcomes = judge(summary, gates, latencies, allow_saturated=arguments.allow_saturated)
+    outcomes = judge(summary, gates, latencies, allow_saturated=arguments.allow_saturated, tick=tick_of(run))
     outcomes = tuple(one for one in outcomes if one.kind not in left_out)
     summary = replace(summary, outcomes=outcomes)
     undecided_fails = arguments.undecided == "fail"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,11 +60,18 @@ def add(commands: Commands) -> None:
 
 def import_(arguments: argparse.Namespace) -> int:
     from profiler.recordings.importing import import_files
+    from profiler.report.recorded import render_recorded
+    from profiler.report.terminal import use_color
+    from profiler.rundir import RunDirectory
 
     imported = import_files(
         arguments.paths, arguments.out, format=arguments.format, content=arguments.content
     )
     show(told(imported))
+    directory = RunDirectory.open(imported.directory)
+    width = min(shutil.get_terminal_size().columns, 100)
+    color = use_color(sys.stdout, os.environ)
+    show(f"\n{render_recorded(directory.load(), directory.records(), width, color, tally=False)}")
     return 0
 
 

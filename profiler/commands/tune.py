@@ -78,11 +78,11 @@ def add(commands: Commands) -> None:
 def main(arguments: argparse.Namespace) -> int:
     import orjson
 
+    from profiler.limits.known import parse_quota
     from profiler.report import ci
     from profiler.statistics.gates import missed
     from profiler.tune.answer import findings, render
     from profiler.tune.dial import split_over
-    from profiler.tune.quotas import parse_quota
     from profiler.tune.search import Search, tune
 
     check_output(arguments)

@@ -53,12 +53,21 @@ def _add_report(commands: Commands) -> None:
         help="default: report.html in the directory, or beside the file under its name",
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.add_argument(
+        "--quota",
+        type=TEXT.argument,
+        metavar="LIMITS",
+        help="of a recorded run: hold what it used against these limits, such as 500rpm,30000itpm or "
+        "openai:rpm=500 (default: those that responses stated)",
+    )
 
 
 def report(arguments: argparse.Namespace) -> int:
+    from profiler.limits.known import parse_quota
     from profiler.report.html import write_any
 
-    path = write_any(Path(arguments.run), arguments.output)
+    quota = None if arguments.quota is None else parse_quota(arguments.quota)
+    path = write_any(Path(arguments.run), arguments.output, quota)
     print(path)
     if arguments.open:
         open_page(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from profiler.report import servers
+from profiler.report.recorded import words
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat, labels
@@ -39,7 +40,7 @@ _MARKDOWN = re.compile(r"([\\`*|<\[\]])")
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What is rendered. `figures` is a table: the names of its columns, then its rows. So is `servers`, of
-    MCP servers; `notes` are what was found of them.
+    MCP servers; `notes` are what was found of them, and of a recording.
 
     `seconds` is how long was measured, `unix_ns` when that began. `undecided_fails`: a gate that is not
     decided counts as failed (`--undecided fail`).
@@ -76,11 +77,16 @@ def of_run(run: Run, summary: Summary, undecided_fails: bool = False) -> Finding
         warnings=summary.warnings,
         figures=(head, *rows),
         servers=_servers(summary.servers),
-        notes=tuple(servers.findings(summary.servers)),
+        notes=(*servers.findings(summary.servers), *_recorded(run, summary)),
         seconds=_measured(run),
         unix_ns=run.anchor.unix_ns,
         undecided_fails=undecided_fails,
     )
+
+
+def _recorded(run: Run, summary: Summary) -> list[str]:
+    """The verdict on a recording."""
+    return [] if summary.recorded is None else words(summary.recorded, run.recording).found
 
 
 def of_two_runs(

@@ -14,6 +14,7 @@ from rich.text import Text
 from profiler.limits.spec import totals
 from profiler.loop.model import parse_model_limit
 from profiler.report import servers
+from profiler.report.recorded import words
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat
@@ -70,7 +71,10 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     for level in summary.levels:
         yield Text(counted(level.users, "agent"))
         yield _table(level.strategies)
-    if any(one.failure_rate.value for one in summary.strategies):
+    if summary.recorded is not None:
+        for sentence in words(summary.recorded, run.recording).found:
+            yield Text(f"{sentence}.")
+    elif any(one.failure_rate.value for one in summary.strategies):
         yield Text(SURVIVORS)
     for strategy in summary.strategies:
         said = (_where(strategy) if strategy.phases else None, moving_limit(strategy), overlap(strategy))
@@ -253,12 +257,14 @@ def _client(run: Run) -> list[str]:
 def _load(summary: Summary) -> str:
     load = summary.load
     loops = sum(strategy.loops.due for strategy in summary.strategies)
+    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
+    if load.model == "recorded":
+        return f"recorded; {loops} loops counted in {counted(blocks, 'slice')} of time"
     if load.model == "open":
         what = f"open load, {clean(load.arrivals or f'{number(load.rate)}/s')}"
     else:
         agents = summary.strategies[0].users if summary.strategies else load.users
         what = f"closed load, {counted(agents, 'agent')}"
-    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
     text = f"{what}; {loops} loops counted in {counted(blocks, 'block')}"
     interrupted = sum(strategy.loops.interrupted for strategy in summary.strategies)
     if load.think_seconds:

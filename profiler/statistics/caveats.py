@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.limits.refusals import TRANSIENT_ERRORS
-from profiler.rundir import ClientHealth, IncidentKind, Run
+from profiler.rundir import ClientHealth, IncidentKind, Recording, Run
 from profiler.statistics.faults import Fault, judge, said_of
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.heeding import counted, untold, went_around
-from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
+from profiler.statistics.quantiles import FEWEST_BLOCKS, FEWEST_PER_BLOCK, MEMORIES
 
 CaveatKind = Literal[
     "internal",
@@ -61,6 +61,10 @@ CaveatKind = Literal[
     "two_runs",
     "different_conditions",
     "different_work",
+    "recorded_times",
+    "recorded_rates",
+    "sampled",
+    "slices",
 ]
 
 DELIVERED_SHARE = 0.95
@@ -147,8 +151,12 @@ def caveats(
 ) -> tuple[Caveat, ...]:
     """Every caveat of a run, the invalid ones first, and of those a strategy that was not applied.
 
-    Of the strategies under `lower` loads only what the client made of them and what was left out is said.
+    Of the strategies under `lower` loads only what the client made of them and what was left out is said. A
+    recorded run has no client of ours, and no load.
     """
+    if run.recording is not None:
+        every = [one for one in _figures(strategies) if one.kind == "nothing_completed"]
+        return (*every, *of_recording(run.recording, strategies))
     ignored = list(_strategies(run, strategies, [*lower, *strategies]))
     found = [
         *defects(sum({one.strategy: one.totals.internal for one in [*lower, *strategies]}.values())),
@@ -164,6 +172,38 @@ def caveats(
         *_replies(run, strategies),
     ]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
+
+
+def of_recording(recording: Recording, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    """What a reader of a recorded run's latencies must know."""
+    for one in strategies:
+        if one.blocks < FEWEST_BLOCKS:
+            yield Caveat(
+                "slices",
+                f"{one.loops.due} loops are too few for {FEWEST_BLOCKS} slices of time with "
+                f"{FEWEST_PER_BLOCK['p50']} each, so there are no intervals",
+                "record for longer",
+            )
+        else:
+            yield Caveat(
+                "slices",
+                f"recordings have no blocks: slices of time, {one.blocks} with about "
+                f"{one.loops.due // one.blocks} loops each, serve as such",
+                "read intervals as those of neighbouring stretches of one time, not of independent repeats",
+            )
+    if recording.upper_bounds:
+        yield Caveat(
+            "recorded_times",
+            f"of {counted(recording.upper_bounds)} only upper bounds are known: approvals and waits may be "
+            "inside, and so in the time of their loops",
+            "a difference may be the human's",
+        )
+    if recording.sampled is not None and recording.sampled < 1:
+        yield Caveat(
+            "sampled",
+            f"only {recording.sampled * 100:.3g} % of all traces were kept",
+            "latencies are those of all only if traces were kept by chance, not for being slow or failed",
+        )
 
 
 def defects(loops: int) -> Iterator[Caveat]:

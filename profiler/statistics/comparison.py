@@ -18,10 +18,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from profiler.records import RECORDED
 from profiler.rundir import Run
 from profiler.statistics.figures import block_failures, good_loops
 from profiler.statistics.objectives import Objective
@@ -237,17 +238,33 @@ def compare_runs(
 ) -> tuple[Comparison, ...]:
     """The second run against the first, for each strategy and load in both.
 
-    Paired when both ran the same tape: scenario, seed, load and number of blocks are equal.
+    Paired when both ran the same tape: scenario, seed, load and number of blocks are equal. No two recordings
+    did.
     """
-    same_work = len({(run.scenario, run.seed, run.load) for run in runs}) == 1
+    tapes = {(run.scenario, run.seed, run.load) for run in runs}
+    same_work = len(tapes) == 1 and runs[0].recording is None
     found = []
     for group in groups[1]:
         for base in groups[0]:
-            if (group.strategy, group.users) == (base.strategy, base.users) and group.blocks and base.blocks:
+            if comparable(group, base) and group.blocks and base.blocks:
                 ours, theirs = side(group, tables[1], objective), side(base, tables[0], objective)
                 paired = same_work and len(group.blocks) == len(base.blocks)
                 found.append(compare(ours, theirs, paired, same_run=False))
     return holm(found)
+
+
+class _Named(Protocol):
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def users(self) -> int: ...
+
+
+def comparable(one: _Named, other: _Named) -> bool:
+    """The same strategy under the same load; or one of them is a recording's, which has neither."""
+    if RECORDED in (one.strategy, other.strategy):
+        return True
+    return (one.strategy, one.users) == (other.strategy, other.users)
 
 
 def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True) -> Comparison:
@@ -263,11 +280,15 @@ def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True
     latencies = {
         name: _latency_ratio(candidate, baseline, name, paired, same_run, remembered) for name in LEVELS
     }
+    throughput = goodput = Ratio(None)  # how often loops of a recording came was up to whoever wanted them
+    if RECORDED not in (candidate.name, baseline.name):
+        throughput = _rate_ratio((candidate.done, baseline.done), sides, paired, same_run, remembered)
+        goodput = _rate_ratio((candidate.good, baseline.good), sides, paired, same_run, remembered)
     return Comparison(
         strategy=candidate.name,
         baseline=baseline.name,
-        throughput=_rate_ratio((candidate.done, baseline.done), sides, paired, same_run, remembered),
-        goodput=_rate_ratio((candidate.good, baseline.good), sides, paired, same_run, remembered),
+        throughput=throughput,
+        goodput=goodput,
         failures=_failure_difference(sides, paired, correlation),
         paired=paired,
         blocks=min(len(candidate.seconds), len(baseline.seconds)),

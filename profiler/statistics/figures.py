@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from profiler.anatomy import PHASES, SELDOM
-from profiler.records import INTERNAL
+from profiler.records import INTERNAL, RECORDED
 from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.lateness import ClientPart, client_parts
 from profiler.statistics.objectives import Objective
@@ -257,6 +257,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
     rounds = [members(table, loops, table.round_loop) for loops in answered]
     short = table.shortfall[joined(rounds)]
     seconds = [block.seconds for block in blocks]
+    rated = group.strategy != RECORDED  # how often loops of a recording came was up to whoever wanted them
     mean, phases = _mean_phases(table, every_answered)
     latencies = [latency(table, loops) for loops in answered]
     loop_seconds = quantiles(latencies, _NS)
@@ -276,7 +277,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         loops=Loops(
             completed=sum(done),
             failed=_count_failed(table, joined(ended)),
-            per_second=sum(done) / sum(seconds) if sum(seconds) else None,
+            per_second=sum(done) / sum(seconds) if sum(seconds) and rated else None,
             due=int(due.size),
             incomplete=_count_failed(table, every_answered),
             interrupted=sum(block.interrupted for block in blocks),
@@ -288,8 +289,10 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         users=group.users,
         blocks=len(blocks),
         window_seconds=sum(seconds),
-        throughput=_ratio_of_sums(done, seconds, parts),
-        goodput=_ratio_of_sums([good_loops(table, block, objective) for block in blocks], seconds, parts),
+        throughput=_ratio_of_sums(done, seconds if rated else (), parts),
+        goodput=_ratio_of_sums(
+            [good_loops(table, block, objective) for block in blocks], seconds if rated else (), parts
+        ),
         failure_rate=failed,
         attempts_per_request=ratio(table.attempts, table.requests),
         mean_loop_seconds=mean,

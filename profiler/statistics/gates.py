@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from profiler.records import RECORDED
 from profiler.statistics.caveats import Caveat, labels
 from profiler.statistics.comparison import Comparison, Difference, Ratio
 from profiler.statistics.figures import StrategySummary, share
@@ -74,10 +75,11 @@ def judge(
     latencies: Latencies | None = None,
     incidents: Sequence[Incident] = (),
     allow_saturated: bool = False,
+    tick: float = 0.0,
 ) -> tuple[Outcome, ...]:
     """Everything that was asked of one run, the gates last. `incidents`: of the run that has just ended.
 
-    `latencies`: as in `judge_gates`.
+    `latencies` and `tick`: as in `judge_gates`.
     """
     every = summary.every_strategy
     found = [judge_validity(summary.warnings, allow_saturated), judge_loops(every)]
@@ -85,7 +87,7 @@ def judge(
     if summary.objective is not None:
         lowest = summary.levels[0].strategies if summary.levels else summary.strategies
         found.append(judge_objective(summary.objective, lowest, several_loads=bool(summary.levels)))
-    return (*found, *judge_gates(gates, every, latencies, summary.warnings, allow_saturated))
+    return (*found, *judge_gates(gates, every, latencies, summary.warnings, allow_saturated, tick))
 
 
 def judge_validity(warnings: Collection[Caveat], allowed: bool) -> Outcome:
@@ -204,6 +206,9 @@ def latencies_of(measured: Sequence[Measured], table: Table) -> Latencies:
     }
 
 
+RATES = ("throughput", "goodput")
+NO_RATE = "how many loops a second came to a recording was up to whoever wanted them"
+
 ALLOWED = ", of invalid figures, as --allow-saturated allows"
 
 
@@ -213,6 +218,7 @@ def judge_gates(
     latencies: Latencies | None = None,
     warnings: Collection[Caveat] = (),
     allow_saturated: bool = False,
+    tick: float = 0.0,
 ) -> list[Outcome]:
     """Whether each gate on one run holds for each strategy that it is about, under each load.
 
@@ -221,7 +227,8 @@ def judge_gates(
     the client's, unless those are allowed. So a strategy exactly at the bound fails in 2.5 % of cases.
 
     A quantile of too few loops for an interval is judged by how many of them took longer than the bound,
-    which a few loops tell where they are far from it. That takes their `latencies`.
+    which a few loops tell where they are far from it. That takes their `latencies`. No quantile within a
+    `tick` of the bound (seconds, of a recording's clock) is told from it.
     """
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     return [
@@ -232,6 +239,7 @@ def judge_gates(
             (latencies or {}).get((one.strategy, one.users), ()),
             invalid=bool(invalid & {one.strategy, f"{one.strategy} ({one.users} agents)"}),
             allowed=allow_saturated,
+            tick=tick,
         )
         for gate in gates
         for one, label in zip(strategies, labels(strategies, strategies), strict=True)
@@ -247,6 +255,7 @@ def _judge_gate(
     *,
     invalid: bool,
     allowed: bool,
+    tick: float,
 ) -> Outcome:
     def outcome(holds: bool | None, words: str) -> Outcome:
         besides = ALLOWED if invalid and allowed else ""
@@ -254,11 +263,15 @@ def _judge_gate(
 
     if invalid and not allowed:
         return outcome(None, ", it is invalid")
+    if gate.metric in RATES and strategy.strategy == RECORDED:
+        return outcome(None, f", {NO_RATE}")
     figure, limit = interval_of(gate, strategy), gate.threshold
     if figure.value is None:
         nothing = "no loop was measured" if unmeasured(strategy) else "no loop came to an answer"
         return outcome(None, f", {nothing}")
     value = f"{gate.metric} {_shown(gate, figure.value)}"
+    if gate.metric in LEVELS and abs(figure.value - limit) < tick:
+        return outcome(None, f", {value} is within a tick of the recording's clock ({tick:g} s) of the bound")
     if figure.low is None or figure.high is None:
         holds, words = _longer(gate, strategy, latencies)
         return outcome(holds, f"{words}: {value}" if holds is None else f": {value}{words}")
@@ -366,6 +379,9 @@ def _decide(gate: QualityGate, comparison: Comparison, decisions: int) -> Outcom
     name = f"{comparison.strategy} against {comparison.baseline}"
     confidence = 1 - 2 * (1 - CONFIDENCE) / decisions
     interval = figure.interval(confidence=confidence)
+    if gate.metric in RATES and isinstance(figure, Ratio) and figure.value is None and figure.needed is None:
+        text = f"{name}: {gate.text}: not decided, {NO_RATE}."
+        return Outcome(gate.text, comparison.strategy, None, text, confidence)
     if figure.value is None or interval is None:
         more = f": {figure.missing}" if isinstance(figure, Ratio) and figure.needed else ""
         text = f"{name}: {gate.text}: not decided, too few loops{more}."

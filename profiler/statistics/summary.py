@@ -24,6 +24,7 @@ from profiler.statistics.gates import Outcome
 from profiler.statistics.invented import invented
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
+from profiler.statistics.recorded import RecordedFigures
 from profiler.statistics.servers import ServerFigures
 from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import LOOPS, TOOL_CALLS, VOID, Verdict, invalidated, verdicts
@@ -146,7 +147,8 @@ class Summary:
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
     short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
     say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that
-    were called, warm-up and drain included. `loads` are those of calls without a model, the lowest first.
+    were called, warm-up and drain included. `loads` are those of calls without a model, the lowest first. `recorded` is
+    there for a recorded run.
     """
 
     scenario: str
@@ -170,6 +172,7 @@ class Summary:
     outcomes: tuple[Outcome, ...] = ()
     servers: tuple[ServerFigures, ...] = ()
     loads: tuple[DirectLoad, ...] = ()
+    recorded: RecordedFigures | None = None
 
     @property
     def void(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from profiler.rundir import Run
+from profiler.rundir import Recording, Run
 from profiler.statistics.caveats import Caveat
 from profiler.statistics.table import Table
 
@@ -27,15 +27,36 @@ _MATTER = (
 """Arguments that change what is measured; one run against another says where they differ."""
 
 
+def _of_kind(before: Run, after: Run) -> Iterator[tuple[str, object, object]]:
+    """What else may differ: of load tests the machine that ran them, of recordings how they were made.
+
+    The machine that a recording was read on says nothing.
+    """
+    then, now = before.recording, after.recording
+    if then is None or now is None:
+        if then is now:
+            yield "workers", before.workers, after.workers
+            yield "processor", before.machine.cpu, after.machine.cpu
+            yield "cores", before.machine.cores, after.machine.cores
+        return
+    yield "door", then.door, now.door
+    yield "formats", ", ".join(sorted(then.read)), ", ".join(sorted(now.read))
+    yield "ticks of the clock", f"{then.resolution_ns:,} ns", f"{now.resolution_ns:,} ns"
+    yield "clocks", then.clocks, now.clocks
+    yield "share of traces kept", _kept(then), _kept(now)
+
+
+def _kept(recording: Recording) -> str:
+    return "not known" if recording.sampled is None else f"{recording.sampled * 100:.3g} %"
+
+
 def different_conditions(before: Run, after: Run, tables: tuple[Table, Table]) -> Iterator[Caveat]:
     """What differs between two runs and may be the reason of a difference, or the very thing compared."""
     pairs = [
         ("provider", before.provider, after.provider),
         ("model", before.model, after.model),
         *((name, before.arguments.get(name), after.arguments.get(name)) for name in _MATTER),
-        ("workers", before.workers, after.workers),
-        ("processor", before.machine.cpu, after.machine.cpu),
-        ("cores", before.machine.cores, after.machine.cores),
+        *_of_kind(before, after),
     ]
     # What a run of an earlier version did not note is not known to differ.
     found = [

@@ -10,7 +10,14 @@ from profiler.errors import UsageError
 from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.backlog import Backlog
 from profiler.statistics.caveats import Caveat, caveats
-from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
+from profiler.statistics.comparison import (
+    RELEVANT_FAILURES,
+    Comparison,
+    Difference,
+    Ratio,
+    comparable,
+    compare_runs,
+)
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.gates import (
     ALLOWED,
@@ -24,7 +31,7 @@ from profiler.statistics.gates import (
     unmeasured,
 )
 from profiler.statistics.objectives import QualityGate, check_gates, parse_objective
-from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS
+from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS, LEVELS
 from profiler.statistics.table import tabulate
 from profiler.statistics.two_runs import TWO_RUNS, different_conditions
 from profiler.statistics.windows import Measured, measure
@@ -208,6 +215,8 @@ def _on_failures(
     comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
 ) -> Verdict:
     kind: VerdictKind = "more_failures" if (comparison.failures.value or 0.0) > 0 else "fewer_failures"
+    if comparison.goodput.value is None and comparison.goodput.needed is None:  # a recording has none
+        return _said(comparison, "failures", kind, _failures(comparison))
     _, goodput = _on_goodput(comparison, candidate, baseline)
     return _said(comparison, "failures", kind, f"{_failures(comparison)}; {goodput}")
 
@@ -363,17 +372,18 @@ def compare_directories(
         [figures(group, table, objective) for group in measured]
         for table, measured in zip(tables, groups, strict=True)
     )
-    pairs = [(a, b) for b in new for a in old if (a.strategy, a.users) == (b.strategy, b.users)]
+    pairs = [(a, b) for b in new for a in old if comparable(a, b)]
     check_gates(gates, list(dict.fromkeys(b.strategy for _, b in pairs)), runs=2)
+    tick = max(tick_of(before), tick_of(after))
     several_loads = len({b.users for _, b in pairs}) > 1
     comparisons: list[Comparison] = []
     unserved: list[Verdict] = []
     said: list[Verdict] = []
     for comparison, pair in zip(found, pairs, strict=True):
         users = pair[1].users
-        name = f"{comparison.strategy} ({users} agents)" if several_loads else comparison.strategy
+        load = f" ({users} agents)" if several_loads else ""
         a, b = (
-            replace(one, strategy=f"{name} in {directory.path.name}")
+            replace(one, strategy=f"{one.strategy}{load} in {directory.path.name}")
             for one, directory in zip(pair, (baseline, candidate), strict=True)
         )
         comparisons.append(replace(comparison, strategy=b.strategy, baseline=a.strategy))
@@ -381,9 +391,27 @@ def compare_directories(
             if one.backlog is not None:
                 unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
         said.append(verdict(comparisons[-1], b, a))
+        if (metric := said[-1].metric) in LEVELS and _within(tick, metric, a, b):
+            text = f"{b.strategy} against {a.strategy}: no difference shown at {metric}: it is within a tick"
+            text += f" of the recording's clock ({tick:g} s)."
+            said[-1] = replace(said[-1], kind="no_difference", sentence=text)
     outcomes: Sequence[Outcome] = decide(gates, comparisons, [b.strategy for _, b in pairs])
+    blurred = {
+        (comparison.strategy, metric)
+        for comparison, (a, b) in zip(comparisons, pairs, strict=True)
+        for metric in LEVELS
+        if _within(tick, metric, a, b)
+    }
+    metrics = {gate.text: gate.metric for gate in gates}
+    outcomes = [
+        _undecided(one, "the difference is within a tick of the recording's clock")
+        if (one.strategy, metrics[one.gate]) in blurred
+        else one
+        for one in outcomes
+    ]
     of_candidate = caveats(after, new)
-    warnings = (*different_conditions(before, after, tables), *of_candidate, *caveats(before, old))
+    of_both = (*_named(of_candidate, after, candidate), *_named(caveats(before, old), before, baseline))
+    warnings = (*different_conditions(before, after, tables), *of_both)
     warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     broken = {
@@ -403,7 +431,12 @@ def compare_directories(
     outcomes += [
         replace(one, sentence=f"{candidate.path.name}: {one.sentence}")
         for one in judge_gates(
-            gates, [b for _, b in pairs], latencies_of(groups[1], tables[1]), of_candidate, allow_saturated
+            gates,
+            list({(b.strategy, b.users): b for _, b in pairs}.values()),
+            latencies_of(groups[1], tables[1]),
+            of_candidate,
+            allow_saturated,
+            tick_of(after),
         )
     ]
     return Regression(
@@ -417,12 +450,23 @@ def compare_directories(
     )
 
 
+def _named(found: Sequence[Caveat], run: Run, directory: RunDirectory) -> Sequence[Caveat]:
+    """Those of a recording say which one: they are of what was recorded, and not of a strategy."""
+    if run.recording is None:
+        return found
+    return [replace(one, detail=f"{directory.path.name}: {one.detail}") for one in found]
+
+
 def unlike(before: Run, after: Run) -> list[str]:
     """What makes two runs no comparison at all: other work, or a load of another kind; in words.
 
-    Their strategies and numbers of agents are looked at one by one: those in both are compared.
+    Their strategies and numbers of agents are looked at one by one: those in both are compared. Two
+    recordings are compared whatever they are of: two days of the same agents have two titles.
     """
+    if before.recording is not None and after.recording is not None:
+        return []
     pairs = [
+        ("kind", _kind(before), _kind(after)),
         ("scenario", before.scenario, after.scenario),
         ("load", before.load.model, after.load.model),
         ("arrivals", before.load.arrivals, after.load.arrivals),
@@ -431,10 +475,27 @@ def unlike(before: Run, after: Run) -> list[str]:
     return [f"{name} ({now or 'none'} against {then or 'none'})" for name, then, now in pairs if then != now]
 
 
-def _undecided(outcome: Outcome) -> Outcome:
-    """A gate that is not decided, since the figures are invalid."""
+def _kind(run: Run) -> str:
+    return "a load test" if run.recording is None else "a recording"
+
+
+def tick_of(run: Run) -> float:
+    """Seconds of a tick of a recording's clock, where that may be longer than a difference; else 0."""
+    if run.recording is None or run.recording.resolution_ns < 1000:
+        return 0.0
+    return run.recording.resolution_ns / 1e9
+
+
+def _within(tick: float, metric: str, a: StrategySummary, b: StrategySummary) -> bool:
+    """Whether two quantiles differ by no more than a tick."""
+    old, new = a.loop_seconds[metric].value, b.loop_seconds[metric].value
+    return bool(tick) and old is not None and new is not None and abs(new - old) <= tick
+
+
+def _undecided(outcome: Outcome, why: str = "it is invalid") -> Outcome:
+    """A gate that is not decided, and why; by default, since the figures are invalid."""
     name = outcome.sentence.partition(": ")[0]
-    return replace(outcome, holds=None, sentence=f"{name}: {outcome.gate}: not decided, it is invalid.")
+    return replace(outcome, holds=None, sentence=f"{name}: {outcome.gate}: not decided, {why}.")
 
 
 def _allowed(outcome: Outcome) -> Outcome:

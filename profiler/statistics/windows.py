@@ -2,7 +2,8 @@
 
 Throughput counts the loops that *ended* inside a window. Latency is that of the loops that were *due*
 inside it (they started, or in an open load were meant to start); those still running at its end are
-waited for. Neither counts the warm-up of the system. Of a load without a model nothing is left out: a queue
+waited for. Neither counts the warm-up of the system. A recording has no trials: slices of its time serve as
+blocks, where it holds enough loops (`slices`). Of a load without a model nothing is left out: a queue
 that grows from the first call on looks like a warm-up, and is what such a load is to show.
 """
 
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.records import NO_MODEL
+from profiler.records import NO_MODEL, RECORDED
 from profiler.rundir import Run, Trial
-from profiler.statistics.quantiles import Floats
+from profiler.statistics.quantiles import FEWEST_BLOCKS, FEWEST_PER_BLOCK, Floats
 from profiler.statistics.table import CANCELLED, OK, Ints, Table
 from profiler.strategies import StrategySpec
 
@@ -75,7 +76,12 @@ class Measured:
 
 
 def measure(run: Run, table: Table) -> list[Measured]:
-    """Every strategy under every load of the run, ordered by load, then as in `run.strategies`."""
+    """Every strategy under every load of the run, ordered by load, then as in `run.strategies`.
+
+    A recorded run is one, without a load.
+    """
+    if run.recording is not None:
+        return slices(table)
     groups: dict[tuple[int, str], list[Trial]] = {}
     for trial in run.trials:
         groups.setdefault((trial.users, trial.strategy), []).append(trial)
@@ -95,6 +101,32 @@ def measure(run: Run, table: Table) -> list[Measured]:
         for users, strategy in order
     )
     return [replace(group, rate=run.load.rate_of(group.users)) for group in measured]
+
+
+MOST_SLICES = 12
+"""Slices that a recording is cut into: they can be joined to 6, 4 or 3 of equal size."""
+
+
+def slices(table: Table) -> list[Measured]:
+    """A recording as what was measured: slices of time, one after another, with as many loops each.
+
+    There is one slice where there are not enough loops for `FEWEST_BLOCKS`, each with as many as a median
+    takes. Loops inside tool calls of others are part of those; where there are only such, they count.
+    """
+    loops = np.flatnonzero(table.nested == 0)
+    loops = loops if loops.size else np.arange(table.nested.size)
+    if not loops.size:
+        return []
+    loops = loops[np.argsort(table.due[loops], kind="stable")]
+    count = min(MOST_SLICES, loops.size // FEWEST_PER_BLOCK["p50"])
+    parts = np.array_split(loops, count if count >= FEWEST_BLOCKS else 1)
+    begins = [int(table.due[part[0]]) for part in parts]
+    ends = [*begins[1:], max(int(table.ended[loops].max()), begins[-1])]
+    blocks = tuple(
+        Block(number, (end - begin) / 1e9, part, part, 0, 0, windows=((begin, end),))
+        for number, (part, begin, end) in enumerate(zip(parts, begins, ends, strict=True))
+    )
+    return [Measured(StrategySpec.recorded(RECORDED), 0, blocks, WarmUp(0, None))]
 
 
 def by_load(measured: Iterable[Measured]) -> dict[int, list[Measured]]:

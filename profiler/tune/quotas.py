@@ -6,36 +6,13 @@ end; above that rate the server's bucket runs dry, since what a burst takes is m
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from profiler.errors import UsageError
-from profiler.limits.quotas import DAY_NS, MINUTE_NS, TOLERANCE, Quota, stated, window_words
+from profiler.limits.known import OPTION, KnownQuota, limit_of
+from profiler.limits.quotas import MINUTE_NS, Quota, window_words
 from profiler.records import LoopRecord, ModelCall
-
-_LIMIT = r"(?:rp|tp|itp|otp)[md]=\d{1,15}(?:\.\d{1,9})?"
-_QUOTA = re.compile(rf"(?:([\w./-]+):)?({_LIMIT}(?:,{_LIMIT})*)")
-
-_RESOURCE = {"rp": "requests", "tp": "tokens", "itp": "input_tokens", "otp": "output_tokens"}
-_OPTION = {resource: option for option, resource in _RESOURCE.items()}
-
-UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens": 1e8}
-"""Stated limits from this many a minute on limit nobody: servers without a quota state such numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownQuota:
-    """The server's limits of `requests`, `tokens`, `input_tokens` and `output_tokens`, in one window or more.
-
-    `untold`: limits whose windows cannot be told, from which no rate follows.
-    """
-
-    provider: str
-    limits: tuple[Quota, ...]
-    source: str
-    untold: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,66 +69,6 @@ class RateAdvice:
             f"({a_minute:{'.3g' if a_minute < 10 else '.0f'}}/min) without a 429, bound by {self.bound_by}; "
             f"that uses {used}"
         )
-
-
-def parse_quota(spec: str) -> KnownQuota:
-    """`openai:rpm=500,tpm=30000`; also itpm, otpm; rpd, tpd, … are of a day. Raises `UsageError`."""
-    match = _QUOTA.fullmatch(spec.strip())
-    if match is None:
-        raise UsageError(
-            f"--quota {spec}: expected PROVIDER:rpm=N,tpm=N (also itpm, otpm; rpd and tpd: a day), "
-            "such as openai:rpm=500"
-        )
-    limits: dict[str, Quota] = {}
-    for part in match[2].split(","):
-        name, value = part.split("=")
-        if float(value) <= 0:
-            raise UsageError(f"--quota {spec}: {name} must be above 0")
-        window_ns = MINUTE_NS if name.endswith("m") else DAY_NS
-        limits[name] = Quota(_RESOURCE[name[:-1]], float(value), window_ns=window_ns)
-    return KnownQuota(match[1] or "model", tuple(limits.values()), "as given")
-
-
-def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
-    """The smallest limits that any response stated in its headers; None when none of them limits anything.
-
-    One response tells a window, and another of the same limit does not: the longest that was told is its own.
-    It cannot be told where a reset was further away than that: near its end a fixed window looks like a
-    shorter one.
-    """
-    limits: dict[tuple[str, str, float], int | None] = {}
-    resets: dict[tuple[str, str, float], int] = {}
-    provider = ""
-    for record in records:
-        for round_ in record.rounds:
-            for attempt in round_.model.attempts:
-                for quota in stated(attempt.rate_limits or {}):
-                    amount = quota.limit
-                    a_minute = amount if quota.per_second is None else 60 * quota.per_second
-                    if not amount or not a_minute or a_minute >= UNBOUNDED[quota.resource]:
-                        continue
-                    provider = round_.model.provider
-                    key = (quota.resource, quota.per, amount)
-                    limits[key] = max(quota.window_ns or 0, limits.get(key) or 0) or None
-                    reset_ns = quota.reset_ns if quota.remaining else None  # a bucket in debt takes longer
-                    resets[key] = max(reset_ns or 0, resets.get(key, 0))
-    told: dict[tuple[str, int], Quota] = {}
-    untold: dict[str, Quota] = {}
-    for (resource, per, amount), window_ns in limits.items():
-        longer = resets[resource, per, amount] > (window_ns or 0) * (1 + TOLERANCE)
-        quota = Quota(resource, amount, window_ns=window_ns if per or not longer else None)
-        if quota.window_ns is None:
-            untold[resource] = min(quota, untold.get(resource, quota), key=_limit)
-        else:
-            of = resource, quota.window_ns
-            told[of] = min(quota, told.get(of, quota), key=_limit)
-    if not told and not untold:
-        return None
-    return KnownQuota(provider, tuple(told.values()), "from its headers", tuple(untold.values()))
-
-
-def _limit(quota: Quota) -> float:
-    return quota.limit or 0.0
 
 
 def demand(records: Iterable[LoopRecord]) -> Demand | None:
@@ -232,8 +149,8 @@ def unsaid(quota: KnownQuota, taken: Demand) -> list[str]:
     """What the advice for a quota cannot take into account, a sentence each."""
     said = [
         f"{quota.provider} ({quota.source}): {limit.words}, but its window cannot be told, so that no rate "
-        f"follows; --quota {_OPTION[limit.resource]}m={_limit(limit):.12g} says that it is a minute, "
-        f"{_OPTION[limit.resource]}d that it is a day"
+        f"follows; --quota {OPTION[limit.resource]}m={limit_of(limit):.12g} says that it is a minute, "
+        f"{OPTION[limit.resource]}d that it is a day"
         for limit in quota.untold
     ]
     limited = [one for one in quota.limits if one.resource != "requests"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
+from profiler.limits.known import KnownQuota, seen_quota
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
@@ -56,7 +57,7 @@ from profiler.tune.candidates import (
     survivors,
 )
 from profiler.tune.dial import Dial, dial_of
-from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, refused, seen_quota, unsaid
+from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 

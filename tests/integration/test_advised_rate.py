@@ -13,12 +13,13 @@ import pytest
 
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.process import start_emulator
+from profiler.limits.known import seen_quota
 from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.scenarios import Scenario, load_scenario
 from profiler.scenarios.tools import close_tool_clients, scenario_tools
-from profiler.tune.quotas import advise, demand, seen_quota
+from profiler.tune.quotas import advise, demand
 
 SCENARIO = """
 description = "prompt caches, and quotas that bind"

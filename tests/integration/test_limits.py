@@ -18,6 +18,7 @@ import pytest
 from profiler.anatomy import peak, phases
 from profiler.emulator.process import start_emulator
 from profiler.limits.gate import Gate
+from profiler.limits.known import seen_quota
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.loop.loop import ToolLoop
@@ -28,7 +29,7 @@ from profiler.rundir import RunDirectory
 from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_clients, scenario_tools
 from profiler.strategies import parse_strategies
-from profiler.tune.quotas import advise, demand, seen_quota
+from profiler.tune.quotas import advise, demand
 from tests.integration.locust_process import ROOT
 
 EVERY_KIND = (

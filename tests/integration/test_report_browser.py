@@ -14,13 +14,14 @@ import pytest
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord, encode
-from profiler.report.html import gather, write_report
+from profiler.report.html import gather, write_any, write_report
 from profiler.report.html.charts import payload
 from profiler.report.text import duration, number, percent
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategies
 from tests.integration.browser import Watched, chromium, screenshot, serious, watched
+from tests.unit import recording_data
 from tests.unit import statistics_data as made
 
 STRATEGIES = ("sequential", "gathered", "adaptive")
@@ -255,6 +256,46 @@ def test_a_hostile_run_harms_nothing(browser: Any, tmp_path: Path) -> None:
         assert serious(seen.page) == []
         screenshot(seen.page, "report-hostile")
         assert seen.complaints == []
+
+
+def test_a_recorded_run_says_what_it_is_good_for(browser: Any, tmp_path: Path) -> None:
+    """Its names are hostile too: they come from other programs."""
+    drafts = [
+        recording_data.loop(
+            [
+                recording_data.exact(HOSTILE[n % len(HOSTILE)], 100, 200),
+                recording_data.exact(HOSTILE[0], 200, 500, status="error", error_type=HOSTILE[1]),
+                *([recording_data.bound(HOSTILE[1], 100, 600)] if n % 4 == 0 else []),
+            ],
+            at=1000.0 * n,
+            name=HOSTILE[2],
+        )
+        for n in range(12)
+    ]
+    run = recording_data.run_of(
+        *drafts, title=HOSTILE[0], read={HOSTILE[1]: 9}, skipped={HOSTILE[0]: 1}, notes=(HOSTILE[2],)
+    )
+    found = recording_data.directory_of(tmp_path, run, recorded_data.records(*drafts))
+    path = write_any(found.path)
+    assert "\x1b" not in path.read_text("utf-8")
+    for width, scheme in ((1440, "light"), (360, "dark")):
+        with watched(browser, width, scheme) as seen:
+            open_report(seen, path)
+            lead = seen.page.locator("p.verdict").first.inner_text()
+            assert lead.startswith(
+                "9 rounds ran their calls one after another: gathered they would have taken 25 %"
+            )
+            assert "25 % of the rounds of several calls have upper bounds" in lead
+            cells = seen.page.locator("#table-calls tbody tr").nth(0).locator("td").all_inner_texts()
+            assert cells[:4] == ["9", "18", "3.60 s", "3.60 s"]
+            assert "≤ " in seen.page.locator("#table-calls tbody tr").nth(1).inner_text()
+            assert seen.page.locator("#absent li").count() >= 5
+            assert seen.page.title() != "9"
+            assert seen.page.locator("img").count() == 0
+            assert seen.page.evaluate("document.documentElement.scrollWidth") == width
+            assert serious(seen.page) == []
+            screenshot(seen.page, f"report-recorded-{width}-{scheme}")
+            assert seen.complaints == []
 
 
 def hostile(tmp_path: Path) -> RunDirectory:

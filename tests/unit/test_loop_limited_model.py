@@ -9,10 +9,11 @@ import pytest
 from profiler import ProviderError, ToolLoop, tool
 from profiler.errors import UsageError
 from profiler.limits.gate import Gate
+from profiler.limits.known import parse_quota
 from profiler.loop.model import LimitedModel, Probe, Reply, RequestOptions, parse_model_limit
 from profiler.records import Attempt
 from profiler.testing import ScriptedModel, call, provider_failure, run_virtual
-from profiler.tune.quotas import Demand, advise, parse_quota
+from profiler.tune.quotas import Demand, advise
 
 S = 1_000_000_000
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from profiler.limits.known import parse_quota
 from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import AtLoad, choose, per_second, python_snippet, render, seconds, toml_fragment
 from profiler.tune.candidates import equivalent, shape
 from profiler.tune.dial import dial_of
-from profiler.tune.quotas import advise, demand, parse_quota
+from profiler.tune.quotas import advise, demand
 from tests.unit.tune_data import answer, loop, scored
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from profiler import UsageError
+from profiler.limits.known import KnownQuota, parse_quota, seen_quota
 from profiler.limits.quotas import DAY_NS, MINUTE_NS, Quota
 from profiler.records import Attempt
-from profiler.tune.quotas import Demand, KnownQuota, advise, demand, parse_quota, refused, seen_quota, unsaid
+from profiler.tune.quotas import Demand, advise, demand, refused, unsaid
 from tests.unit.tune_data import loop
 
 S = 1_000_000_000

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from profiler.errors import RecordError
+from profiler.errors import RecordError, UsageError
+from profiler.limits.known import KnownQuota
 from profiler.records import NO_MODEL
 from profiler.report.advice import next_steps
-from profiler.report.html import comparison, conditions, direct, servers
+from profiler.report.html import comparison, conditions, direct, recorded, servers
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
 from profiler.report.html.markup import name, text
@@ -40,15 +41,24 @@ def write_report(directory: RunDirectory, out: Path | None = None, material: Mat
     return write_page(path, found, directory.records_path)
 
 
-def write_any(path: Path, out: Path | None = None) -> Path:
+def write_any(path: Path, out: Path | None = None, quota: KnownQuota | None = None) -> Path:
     """Write the page of whatever `path` is: a run directory, a file of records, or a directory of such files.
 
-    That of a run in which nothing was measured, as `profiler run` leaves one, is of its records. Raises
-    `RecordError`, `UsageError`.
+    That of a run in which nothing was measured, as `profiler run` leaves one, or of a recorded one, is of its
+    records. What a recorded run used is held against a `quota`. Raises `RecordError`, `UsageError`.
     """
     if RunDirectory.is_one(path):
         directory = RunDirectory.open(path)
         run = directory.load()
+        if run.recording is not None:
+            out = path / REPORT if out is None else out
+            if not directory.records_path.stat().st_size:
+                return write_page(out, recorded.render_empty(run), directory.records_path)
+            return write_records(directory.records_path, out, run.scenario, run, quota)
+        if quota is not None:
+            raise UsageError(
+                f"--quota is for recorded runs: {path} is none (profiler tune has one of its own)"
+            )
         # A load test that ended in its first trial has incidents to show; `run` has had no first loop.
         led = run.trials or run.loop_seconds is not None
         if led or not directory.records_path.stat().st_size:
@@ -57,7 +67,7 @@ def write_any(path: Path, out: Path | None = None) -> Path:
         return write_records(directory.records_path, path / REPORT if out is None else out, title)
     if not path.exists():
         raise RecordError(f"{path}: not a run directory, and no file of records")
-    return write_records(path, out)
+    return write_records(path, out, quota=quota)
 
 
 def render(material: Material) -> str:

@@ -11,12 +11,15 @@ import numpy as np
 
 from profiler import records as records_file
 from profiler.errors import RecordError
+from profiler.limits.known import KnownQuota
 from profiler.records import LoopRecord
 from profiler.report.html.data import lines_of
 from profiler.report.html.waterfalls import MOST_CASES
 from profiler.report.timeline import CauseKind, causes
 from profiler.report.unseen import Unseen
+from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary, figures
+from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.table import Table, tabulate
 from profiler.statistics.windows import Block, Indices, Measured, WarmUp
 from profiler.strategies import StrategySpec
@@ -60,7 +63,8 @@ class Bare:
     """Everything the page shows of records: `shown` are the kinds of loops, the most frequent first.
 
     `labels` name them, as far as they differ. `rows` are the loops that are drawn, in their order, with
-    their number in the order in which they began. `left_out` older loops were not kept.
+    their number in the order in which they began. `left_out` older loops were not kept. `recorded` is there
+    where another program's loops are among them, `run` where they are those of a recorded run.
     """
 
     source: str
@@ -73,6 +77,8 @@ class Bare:
     causes: dict[CauseKind, CauseInAll]
     groups_left: int = 0
     left_out: int = 0
+    recorded: RecordedFigures | None = None
+    run: Run | None = None
 
     @property
     def tops(self) -> Indices:
@@ -81,8 +87,13 @@ class Bare:
         return top if top.size else np.arange(self.table.nested.size)
 
 
-def gather_files(path: Path, title: str | None = None) -> Bare:
-    """The material of a file of records, or of a directory of such files; each is read twice."""
+def gather_files(
+    path: Path, title: str | None = None, run: Run | None = None, quota: KnownQuota | None = None
+) -> Bare:
+    """The material of a file of records, or of a directory of such files; each is read twice.
+
+    `run` is the recorded run that they are of; its use is held against a `quota`.
+    """
     files = records_file.files_of(path)
     counts: list[int] = []
 
@@ -101,9 +112,13 @@ def gather_files(path: Path, title: str | None = None) -> Bare:
             yield from ((first + row, record) for row, record in lines_of(file, mine))
             first += count
 
-    found = _gather(title or path.name or str(path), every(), again)
+    recorded = Recorded()
+    found = _gather(title or path.name or str(path), every(), again, recorded)
     if found is None:
         raise RecordError(f"{path}: no loops: there are no records in it")
+    if recorded.loops or run is not None:
+        found.run = run
+        found.recorded = recorded.result(None if run is None else run.recording, quota)
     return found
 
 
@@ -120,7 +135,9 @@ def gather_records(records: Sequence[LoopRecord], source: str, left_out: int = 0
     return found
 
 
-def _gather(source: str, every: Iterable[LoopRecord], again: Again) -> Bare | None:
+def _gather(
+    source: str, every: Iterable[LoopRecord], again: Again, recorded: Recorded | None = None
+) -> Bare | None:
     unseen = Unseen()
     found: dict[CauseKind, CauseInAll] = {}
     inside: dict[CauseKind, CauseInAll] = {}
@@ -129,6 +146,8 @@ def _gather(source: str, every: Iterable[LoopRecord], again: Again) -> Bare | No
     def seen() -> Iterator[LoopRecord]:
         for record in every:
             unseen.add(record)
+            if recorded is not None and record.source:
+                recorded.add(record)
             for cause in causes(record):
                 one = (inside if record.nested else found).setdefault(cause.kind, CauseInAll())
                 one.ns += cause.ns

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from profiler import palette
-from profiler.records import files_of
-from profiler.report.html import conditions, kinds, servers
+from profiler.limits.known import KnownQuota
+from profiler.records import RECORDED, files_of
+from profiler.report.html import conditions, kinds, recorded, servers
 from profiler.report.html.bare import Bare, Group, gather_files
 from profiler.report.html.charts import DIGITS, SHARES, distributions
 from profiler.report.html.markup import (
@@ -29,28 +30,41 @@ from profiler.report.html.waterfalls import MOST_BYTES, loop
 from profiler.report.look import failures, lead, said_of
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import of_several
+from profiler.rundir import Run
 
 FEWEST_FOR_CURVES = 5
 MOST_REASONS = 30
 
 
-def write_records(path: Path, out: Path | None = None, title: str | None = None) -> Path:
+def write_records(
+    path: Path,
+    out: Path | None = None,
+    title: str | None = None,
+    run: Run | None = None,
+    quota: KnownQuota | None = None,
+) -> Path:
     """Write the page of a file of records, or of a directory of such files; returns where it is.
 
     `title` None: the name of the file. `out` None: beside the file, under its name with `.html`, or
-    `report.html` in the directory. Raises `RecordError`.
+    `report.html` in the directory. `run` is the recorded run that they are of; its use of a `quota` is held
+    against it. Raises `RecordError`.
     """
     if out is None:
         out = path / "report.html" if path.is_dir() else path.with_suffix(".html")
-    return write_page(out, render_records(gather_files(path, title)), files_of(path)[0])
+    return write_page(out, render_records(gather_files(path, title, run, quota)), files_of(path)[0])
 
 
 def render_records(bare: Bare) -> str:
     """The page of records."""
     data = _payload(bare)
     alone = bare.table.nested.size == 1
-    sections = [
-        Section("verdict", "In short", "", _verdict(bare)),
+    figures = bare.recorded
+    of_loops = (_lead(bare), *_notes(bare))
+    said = _verdict(bare) if figures is None else recorded.verdict(figures, bare.run, of_loops)
+    sections = [Section("verdict", "In short", "", said)]
+    if figures is not None and figures.parallel:
+        sections.append(Section("calls", "Calls at once", recorded.ABOUT_CALLS, recorded.calls(figures)))
+    sections += [
         Section("why", "Why it took so long", _WHY[alone], _why(bare)),
         Section(
             "loops",
@@ -79,7 +93,9 @@ def render_records(bare: Bare) -> str:
             )
         )
     sections.append(Section("phases", "Where the time goes", _PHASES_ABOUT, kinds.phases(bare)))
-    if any(one.tools for one in bare.summaries):
+    if figures is not None and figures.tools:
+        sections.append(Section("tools", "Tools", recorded.ABOUT_TOOLS, recorded.tools(figures)))
+    elif any(one.tools for one in bare.summaries):
         sections.append(
             Section(
                 "tools",
@@ -102,6 +118,8 @@ def render_records(bare: Bare) -> str:
                 kinds.curves(bare, data["distributions"]),
             )
         )
+    if figures is not None:
+        sections.append(Section("absent", "What is not here, and why", "", recorded.absent()))
     sections.append(Section("conditions", "What this page is made of", "", _made_of(bare)))
     title = _heading(bare)
     return page(
@@ -126,14 +144,17 @@ _PHASES_ABOUT = (
 
 
 def _heading(bare: Bare) -> str:
+    if bare.run is not None:
+        return bare.source
     names = {group.name for group in bare.groups if not group.inside}
     return names.pop() if len(names) == 1 and "" not in names else bare.source
 
 
 def _facts(bare: Bare) -> str:
     models = list(dict.fromkeys((group.provider, group.model) for group in bare.groups if group.model))
-    strategies = list(dict.fromkeys(group.strategy for group in bare.groups))
-    parts = [f"{text(provider, 40)} {name(model)}" for provider, model in models[:3]]
+    strategies = list(dict.fromkeys(group.strategy for group in bare.groups if group.strategy != RECORDED))
+    parts = [] if bare.recorded is None else recorded.facts(bare.recorded, bare.run)
+    parts += [f"{text(provider, 40)} {name(model)}" for provider, model in models[:3]]
     if len(models) > 3:
         parts.append(f"{len(models) - 3} more models")
     parts += [name(strategy) for strategy in strategies[:3]]

@@ -1,0 +1,116 @@
+"""The limits of a server that are known for a run: given as `--quota`, or stated in its headers. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from profiler.errors import UsageError
+from profiler.limits.quotas import DAY_NS, MINUTE_NS, TOLERANCE, Quota, stated
+from profiler.records import LoopRecord, ModelCall
+
+_WHAT, _AMOUNT = r"(?:rp|tp|itp|otp)[md]", r"\d{1,15}(?:\.\d{1,9})?"
+_LIMIT = rf"(?:{_WHAT}={_AMOUNT}|{_AMOUNT}{_WHAT})"
+_QUOTA = re.compile(rf"(?:([\w./-]+):)?({_LIMIT}(?:,{_LIMIT})*)")
+_PART = re.compile(rf"({_AMOUNT})({_WHAT})")
+
+_RESOURCE = {"rp": "requests", "tp": "tokens", "itp": "input_tokens", "otp": "output_tokens"}
+OPTION = {resource: option for option, resource in _RESOURCE.items()}
+"""How `--quota` says a resource, without the `m` (a minute) or `d` (a day)."""
+
+UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens": 1e8}
+"""Stated limits from this many a minute on limit nobody: servers without a quota state such numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownQuota:
+    """The server's limits of `requests`, `tokens`, `input_tokens` and `output_tokens`, in one window or more.
+
+    `untold`: limits whose windows cannot be told, from which no rate follows.
+    """
+
+    provider: str
+    limits: tuple[Quota, ...]
+    source: str
+    untold: tuple[Quota, ...] = ()
+
+
+def parse_quota(spec: str) -> KnownQuota:
+    """`openai:rpm=500,tpm=30000`, or `500rpm,30000tpm`; also itpm, otpm; rpd, tpd, … are of a day.
+
+    Without a provider it is of all. Raises `UsageError`.
+    """
+    match = _QUOTA.fullmatch(spec.strip())
+    if match is None:
+        raise UsageError(
+            f"--quota {spec}: expected PROVIDER:rpm=N,tpm=N (also itpm, otpm; rpd and tpd: a day), "
+            "such as openai:rpm=500"
+        )
+    limits: dict[str, Quota] = {}
+    for part in match[2].split(","):
+        amount_first = _PART.fullmatch(part)
+        name, value = (amount_first[2], amount_first[1]) if amount_first else part.split("=")
+        if float(value) <= 0:
+            raise UsageError(f"--quota {spec}: {name} must be above 0")
+        window_ns = MINUTE_NS if name.endswith("m") else DAY_NS
+        limits[name] = Quota(_RESOURCE[name[:-1]], float(value), window_ns=window_ns)
+    return KnownQuota(match[1] or "model", tuple(limits.values()), "as given")
+
+
+def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
+    """The smallest limits that any response stated in its headers; None when none of them limits anything."""
+    found = StatedLimits()
+    for record in records:
+        for round_ in record.rounds:
+            found.add(round_.model)
+    return found.quota()
+
+
+class StatedLimits:
+    """The limits that responses state in their headers, request by request.
+
+    One response tells a window, and another of the same limit does not: the longest that was told is its own.
+    It cannot be told where a reset was further away than that: near its end a fixed window looks like a
+    shorter one.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[tuple[str, str, float], int | None] = {}
+        self._resets: dict[tuple[str, str, float], int] = {}
+        self._provider = ""
+
+    def add(self, model: ModelCall) -> None:
+        for attempt in model.attempts:
+            if not attempt.rate_limits:
+                continue
+            for quota in stated(attempt.rate_limits):
+                amount = quota.limit
+                a_minute = amount if quota.per_second is None else 60 * quota.per_second
+                if not amount or not a_minute or a_minute >= UNBOUNDED[quota.resource]:
+                    continue
+                self._provider = model.provider
+                key = (quota.resource, quota.per, amount)
+                self._limits[key] = max(quota.window_ns or 0, self._limits.get(key) or 0) or None
+                reset_ns = quota.reset_ns if quota.remaining else None  # a bucket in debt takes longer
+                self._resets[key] = max(reset_ns or 0, self._resets.get(key, 0))
+
+    def quota(self) -> KnownQuota | None:
+        """The smallest of each resource and window; None where nothing is limited."""
+        told: dict[tuple[str, int], Quota] = {}
+        untold: dict[str, Quota] = {}
+        for (resource, per, amount), window_ns in self._limits.items():
+            longer = self._resets[resource, per, amount] > (window_ns or 0) * (1 + TOLERANCE)
+            quota = Quota(resource, amount, window_ns=window_ns if per or not longer else None)
+            if quota.window_ns is None:
+                untold[resource] = min(quota, untold.get(resource, quota), key=limit_of)
+            else:
+                of = resource, quota.window_ns
+                told[of] = min(quota, told.get(of, quota), key=limit_of)
+        if not told and not untold:
+            return None
+        return KnownQuota(self._provider, tuple(told.values()), "from its headers", tuple(untold.values()))
+
+
+def limit_of(quota: Quota) -> float:
+    return quota.limit or 0.0

@@ -1,0 +1,365 @@
+"""The verdict on a recording, in words: what its loops say, where they are from, and what they cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from profiler.limits.quotas import window_words
+from profiler.records import LoopRecord
+from profiler.report.text import clean, counted, duration, number, percent
+from profiler.report.timeline import wrapped
+from profiler.rundir import Recording, Run
+from profiler.statistics.recorded import MOST_TICKS, RecordedFigures, recorded_figures
+from profiler.statistics.rounds import Sums
+from profiler.statistics.samples import FEWEST_FOR_TAIL
+from profiler.statistics.usage import QuotaShare
+
+MOST_LINES = 25
+"""Lines that `render_recorded` takes at most."""
+MOST_REASONS = 6
+MOST_TOOLS = 3
+WORTH_SAYING = 0.01
+"""Gaps below this share of the time of a round's calls are not worth a word."""
+
+DOORS = {"import": "imported", "collect": "collected", "proxy": "seen by the proxy"}
+
+
+class Words(NamedTuple):
+    """Sentences, each without its full stop: what was `found`, the first one the most important; what of it
+    `cannot` be told, and why; where it is `from`."""
+
+    found: list[str]
+    cannot: list[str]
+    of: list[str]
+
+
+def render_recorded(
+    run: Run,
+    records: Iterable[LoopRecord],
+    width: int = 80,
+    color: bool = False,
+    path: str | None = None,
+    tally: bool = True,
+) -> str:
+    """The verdict on a recorded run and its tally, in at most `MOST_LINES` lines; the records are streamed.
+
+    `path` is the run directory as the user would type it. Without `tally`, for a caller that has said where
+    the records are from, it is the verdict alone.
+    """
+    said = words(recorded_figures(records, run.recording), run.recording)
+    lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
+    bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
+    lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
+    lines += [line for one in others for line in wrapped(f"{one}.", width)]
+    more = wrapped(f"the rest: profiler report {clean(path, 400) if path else 'RUN'}", width) if tally else []
+    room = MOST_LINES - len(more)
+    rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
+    for one in rest:
+        block = wrapped(f"{one}.", width)
+        if len(lines) + len(block) <= room:
+            lines += block
+    return "\n".join([*lines[:room], *more, ""])
+
+
+def words(figures: RecordedFigures, recording: Recording | None = None) -> Words:
+    """The verdict. Without a `recording` nothing is known of what was read."""
+    return Words(
+        [
+            *_concurrency(figures),
+            *_tools(figures),
+            *_waits(figures),
+            *_first_token(figures),
+            *_quotas(figures),
+        ],
+        list(_cannot(figures, recording)),
+        list(_from(figures, recording)),
+    )
+
+
+# What its rounds say.
+
+
+def _concurrency(figures: RecordedFigures) -> Iterator[str]:
+    if not figures.loops:
+        yield "No loop was recorded: there is nothing to say"
+        return
+    if not figures.parallel:
+        yield (
+            "No round asked for several calls, so nothing can be said about running calls at once "
+            f"({counted(figures.called, 'round')} had one call)"
+        )
+        return
+    left_out = _left_out(figures)
+    turn, overlapped = figures.in_turn, figures.overlapped
+    if turn.rounds:
+        yield from _one_after_another(figures, turn, left_out)
+    if overlapped.rounds:
+        yield from _at_once(overlapped, "" if turn.rounds else left_out)
+        if not turn.rounds:
+            yield "No round of several calls is known to have run them one after another"
+    elif not turn.rounds:
+        yield f"Nothing can be said about running calls at once: {left_out}"
+    bounded = figures.bounded
+    if bounded.rounds:
+        # The work less the time that any call ran: a call that started later overlaps less, never more.
+        yield (
+            f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
+            f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
+        )
+    if figures.proxied.rounds:
+        walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)
+        tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
+        yield (
+            f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long "
+            f"each group took is exact (half at most {duration(walls.p50)}{tail}, {in_all} in all); how long "
+            "a call of it took is not, nor what gathering would change "
+            "(--mcp-upstream sees each call of an MCP server)"
+        )
+
+
+def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> Iterator[str]:
+    its, they = ("its", "it") if turn.rounds == 1 else ("their", "they")
+    beside = f"; {left_out}" if left_out else ""
+    yield (
+        f"{counted(turn.rounds, 'round')} ran {its} calls one after another: gathered {they} would have "
+        f"taken {percent(turn.less(turn.gathered_seconds))} less (estimate{beside})"
+    )
+    gathered = turn.gathered_seconds + turn.gap_seconds
+    limited = [f"{limit} {percent(turn.less(taken))}" for limit, taken in turn.limit_seconds.items()]
+    said = (
+        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; a limit on calls at once "
+        f"would have saved of it: {', '.join(limited)}"
+    )
+    if figures.loop_seconds:
+        share = percent(figures.saved_seconds / figures.loop_seconds)
+        said += f"; of the whole time of the loops ({duration(figures.loop_seconds)}) gathering saves {share}"
+    yield said + " (estimates)"
+    yield from _gaps(turn)
+
+
+def _at_once(found: Sums, left_out: str) -> Iterator[str]:
+    gathered = found.less(found.gathered_seconds)
+    its, they = ("its", "it") if found.rounds == 1 else ("their", "they")
+    beside = f"; {left_out}" if left_out else ""
+    serial = found.work_seconds + found.gap_seconds
+    said = (
+        f"{counted(found.rounds, 'round')} overlapped {its} calls, up to {found.peak} at once: "
+        f"{number(found.busy_speed_up)}× ({duration(found.work_seconds)} of calls in "
+        f"{duration(found.busy_seconds)}); one after another {they} would have taken {duration(serial)} "
+        f"instead of {duration(found.wall_seconds)} (estimate{beside})"
+    )
+    if gathered is not None and gathered >= WORTH_SAYING:
+        said += f", all started at once {percent(gathered)} less"
+    yield said
+    yield from _gaps(found)
+
+
+def _gaps(found: Sums) -> Iterator[str]:
+    share = found.gap_seconds / found.wall_seconds if found.wall_seconds else 0.0
+    if share >= WORTH_SAYING:
+        yield (
+            f"For {duration(found.gap_seconds)} of that time ({percent(share)}) none of these calls ran, "
+            "which nothing explains (launch, approval, a lock): estimates leave it as it is"
+        )
+
+
+def _left_out(figures: RecordedFigures) -> str:
+    """`20 % of the rounds of several calls have upper bounds and are left out`."""
+    left = figures.left_out
+    reasons = (
+        (left.upper_bound, "have upper bounds"),
+        (left.never_ended, "have a call that never ended"),
+        (left.wait, "have a call that only waited for another"),
+        (left.unresolved, f"are too short for the clock's ticks of {ticks(figures.resolution_ns)}"),
+    )
+    found = [
+        f"{percent(count / figures.parallel)}{'' if place else ' of the rounds of several calls'} {why}"
+        for place, (count, why) in enumerate((count, why) for count, why in reasons if count)
+    ]
+    if not found:
+        return ""
+    return f"{', '.join(found)} and are left out"
+
+
+def _tools(figures: RecordedFigures) -> Iterator[str]:
+    known = [one for one in figures.tools if one.latency.count]
+    if known:
+        shown = []
+        for one in known[:MOST_TOOLS]:
+            p95, p99 = one.latency.p95, one.latency.p99
+            tail = "" if p95 is None else f", p95 {duration(p95)}, p99 {duration(p99)}"
+            shown.append(
+                f"{clean(one.name, 40)} p50 {duration(one.latency.p50)}{tail} "
+                f"({counted(one.latency.count, 'call')})"
+            )
+        more = f", and {counted(len(known) - MOST_TOOLS, 'more tool')}" if len(known) > MOST_TOOLS else ""
+        yield f"Tools: {'; '.join(shown)}{more}"
+
+
+def _waits(figures: RecordedFigures) -> Iterator[str]:
+    waits = figures.waits
+    parts = []
+    if waits.refused:
+        parts.append(
+            f"{counted(waits.refused, 'request')} {_were(waits.refused)} refused for a quota (429, 529)"
+        )
+    if waits.retries:
+        parts.append(
+            f"{counted(waits.retries, 'request')} {_were(waits.retries)} tried again, after "
+            f"{duration(waits.backoff_seconds)} of waiting in all"
+        )
+    if waits.resends:
+        parts.append(f"{waits.resends} tries are only counted: when they were is not recorded")
+    if parts:
+        yield f"Requests: {'; '.join(parts)}"
+
+
+def _first_token(figures: RecordedFigures) -> Iterator[str]:
+    seen = figures.first_token
+    if seen.count:
+        tail = "" if seen.p95 is None else f", p95 {duration(seen.p95)}, p99 {duration(seen.p99)}"
+        derived = figures.first_tokens_derived
+        beside = f", {derived} of them with a derived time" if derived else ""
+        yield f"First token after {duration(seen.p50)} (p50{tail}; {counted(seen.count, 'request')}{beside})"
+
+
+def _quotas(figures: RecordedFigures) -> Iterator[str]:
+    for one in figures.quotas:
+        yield quota_words(one)
+    for limit in figures.untold:
+        yield f"A quota of {limit} is stated, but its window cannot be told, so no share is"
+
+
+def quota_words(one: QuotaShare) -> str:
+    """The peak of one limit against it."""
+    what, window = one.resource.replace("_", " "), window_words(one.window_ns)
+    window = window.removeprefix("a ").removeprefix("an ") if window.startswith("a") else "stretch"
+    said = (
+        f"Quota ({one.source}): at most {one.peak:,} of {one.limit:,.12g} {what} in any {window} of this "
+        f"recording alone, {percent(one.share)} of it{_whose(one)}"
+    )
+    if one.resource in ("input_tokens", "tokens") and one.cached:
+        counts = "are not among them" if one.provider == "anthropic" else "are among them"
+        said += f"; {one.cached:,} tokens read from the cache then {counts}"
+    if one.unknown:
+        said += f"; the tokens of {counted(one.unknown, 'request')} are not known"
+    return said
+
+
+def _whose(one: QuotaShare) -> str:
+    return f" ({clean(one.model, 40)})" if one.model else ""
+
+
+# Where it is from.
+
+
+def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
+    sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
+    inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
+    door = DOORS[recording.door] if recording else "recorded"
+    yield (
+        f"{door} ({sources}): {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
+        f"{counted(sum(one.calls for one in figures.tools), 'call')}"
+    )
+    yield _calls(figures, recording)
+    if recording is None:
+        return
+    if recording.read:
+        kept = ", ".join(f"{count:,} ({clean(what, 80)})" for what, count in recording.read.items())
+        yield f"Read: {kept}; {_skipped(recording)}"
+    for one in recording.notes:
+        yield clean(one, 300).rstrip(".")
+
+
+def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
+    tools = figures.tools
+    derived = sum(one.derived for one in tools)
+    counts = {
+        "exact": sum(one.latency.count for one in tools) - derived,
+        "derived": derived,
+        "upper bounds": sum(one.upper_bounds for one in tools),
+        "never ended": sum(one.never_ended for one in tools),
+        "never started": sum(one.never_started for one in tools),
+        "only waits": sum(one.waits for one in tools),
+    }
+    shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
+    said = f"Durations of calls: {shown}; times in ticks of {ticks(figures.resolution_ns)}"
+    if recording is not None and recording.clocks > 1:
+        said += f", of {recording.clocks} clocks"
+    if recording is not None and recording.clamped:
+        said += f"; {recording.clamped} negative durations (a clock was set back) count as 0"
+    return said
+
+
+def _skipped(recording: Recording) -> str:
+    total = sum(recording.skipped.values())
+    if not total:
+        return "nothing was skipped"
+    ordered = sorted(recording.skipped.items(), key=lambda one: -one[1])
+    why = ", ".join(f"{clean(reason, 80)} {count:,}" for reason, count in ordered[:MOST_REASONS])
+    more = f", and {len(ordered) - MOST_REASONS} more reasons" if len(ordered) > MOST_REASONS else ""
+    return f"skipped {total:,}: {why}{more}"
+
+
+def ticks(nanoseconds: int) -> str:
+    """`1 ns`, `1 µs`, `1 ms`, `1 s`."""
+    for size, unit in ((10**9, "s"), (10**6, "ms"), (10**3, "µs")):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:g} {unit}"
+    return f"{nanoseconds} ns"
+
+
+# What it cannot say.
+
+
+def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
+    if not figures.loops:
+        return
+    sampled = recording.sampled if recording else None
+    if figures.in_turn.rounds or figures.overlapped.rounds:
+        yield (
+            "whether tools get slower when more of them run at once, and why calls ran as they did (a limit, "
+            "a lock, an approval, on purpose): durations are of the overlap that there was"
+        )
+    bounds = sum(one.upper_bounds for one in figures.tools)
+    if bounds:
+        yield (
+            f"how long {counted(bounds, 'call')} took: when {'it' if bounds == 1 else 'they'} started is not "
+            "recorded, so the time since the model asked is an upper bound, with any approval and wait inside"
+        )
+    short = sum(one.unresolved for one in figures.tools)
+    if short:
+        yield f"differences between {counted(short, 'call')} of fewer than {MOST_TICKS} ticks of the clock"
+    few = sum(0 < one.latency.count < FEWEST_FOR_TAIL for one in figures.tools)
+    if few:
+        yield f"the tail of {counted(few, 'tool')} with under {FEWEST_FOR_TAIL} calls of a known duration"
+    if sampled is not None and sampled < 1:
+        yield (
+            f"rates and shares of a quota: only {percent(sampled)} of all traces were kept; if slow or "
+            "failed ones were kept rather than others, latencies are not those of all either"
+        )
+    elif not figures.quotas:
+        yield (
+            "how near a quota was: no rate-limit headers are in the recording (profiler report RUN --quota "
+            "500rpm,30000itpm holds it against one)"
+            if not figures.untold
+            else "how near a quota was"
+        )
+    else:
+        yield "what other clients of the same key used of the quota"
+    if not figures.waits.requests_with_attempts:
+        yield "waits between tries of a request: no tries are in the recording, only requests"
+    if not figures.first_token.count:
+        yield "when the first token came: the recording does not say"
+    if figures.unobserved_calls:
+        asked = counted(figures.unobserved_calls, "call")
+        yield f"anything of {asked} that the model asked for and nothing else tells of"
+    if figures.ambiguous_calls or figures.orphan_calls:
+        odd = figures.ambiguous_calls + figures.orphan_calls
+        yield f"which round {counted(odd, 'call')} belonged to: what is recorded of them leaves it open"
+    yield "what people and programs did between loops: that time is in none"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"

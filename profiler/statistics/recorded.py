@@ -1,0 +1,454 @@
+"""What the records of other programs' loops are good for, and no more than they can bear. Pure, in one pass.
+
+Concluded is from rounds of several calls (`statistics.rounds`): those that ran them one after another,
+and those that overlapped. A duration that is an upper bound may hold an approval and a wait; durations below
+`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none; one that only waited for
+another is no work. Rounds with such calls are counted, and left out. Gaps between the calls of a round are
+explained by nothing (launch, approval, a lock), so estimates leave them as they are. That tools may be slower
+when more of them run at once is in no recording, nor why calls ran as they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from profiler.limits.known import KnownQuota, StatedLimits
+from profiler.limits.quotas import MINUTE_NS
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.rundir import Recording
+from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
+from profiler.statistics.samples import Percentiles, Samples
+from profiler.statistics.usage import QuotaShare, Usage
+
+MOST_TICKS = 10
+"""Durations of fewer ticks of the clock are not resolved."""
+MOST_TOOLS = 1000
+"""Tools that are told apart: a model may make up names."""
+OTHERS = "(others)"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolLatency:
+    """The calls of one tool. `latency` is of durations that are none of an upper bound, `derived` of these.
+
+    `upper_bounds`, `never_ended`, `never_started` and `waits` (`ToolCall.wait`) have no latency; `unresolved`
+    ones have, of fewer than `MOST_TICKS` ticks. `failed` are those that did not end well.
+    """
+
+    name: str
+    calls: int
+    latency: Percentiles
+    derived: int
+    unresolved: int
+    upper_bounds: int
+    never_ended: int
+    never_started: int
+    waits: int
+    failed: int
+
+
+class _Tool:
+    __slots__ = (
+        "calls",
+        "derived",
+        "failed",
+        "never_ended",
+        "never_started",
+        "samples",
+        "short",
+        "upper",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.samples = Samples()
+        self.calls = self.derived = self.failed = self.short = 0
+        self.never_ended = self.never_started = self.upper = self.waits = 0
+
+    def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
+        """A call that took so long, at most; None: it never started, or never ended."""
+        self.calls += 1
+        if call.status != "ok":
+            self.failed += 1
+        if took is None:
+            if call.started_ns is None:
+                self.never_started += 1
+            else:
+                self.never_ended += 1
+        elif call.upper_bound:
+            self.upper += 1
+        elif call.wait:
+            self.waits += 1
+        else:
+            self.samples.add(took)
+            if took < MOST_TICKS * resolution_ns:
+                self.short += 1
+            if call.derived and ("started_ns" in call.derived or "ended_ns" in call.derived):
+                self.derived += 1
+
+    def result(self, name: str) -> ToolLatency:
+        return ToolLatency(
+            name,
+            self.calls,
+            Percentiles.of(self.samples),
+            self.derived,
+            self.short,
+            self.upper,
+            self.never_ended,
+            self.never_started,
+            self.waits,
+            self.failed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Rounds of several calls of which nothing is concluded, by why: the first of these that is so of it."""
+
+    upper_bound: int = 0
+    never_ended: int = 0
+    wait: int = 0
+    unresolved: int = 0
+
+    @property
+    def rounds(self) -> int:
+        return self.upper_bound + self.never_ended + self.wait + self.unresolved
+
+
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """Rounds of several calls of which the proxy saw how long all calls took together, and none alone."""
+
+    rounds: int
+    wall_seconds: float
+    wall: Percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Tries after one that failed, and the time between, where tries were seen.
+
+    `resends` are tries of which nothing but their number is known.
+    """
+
+    requests_with_attempts: int
+    retries: int
+    backoff_seconds: float
+    refused: int
+    resends: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedFigures:
+    """What one recording says. `sources` counts loops by what they were made from.
+
+    `totals` are of all rounds that ran calls, those of loops inside tool calls too, `parallel_measured` of
+    rounds of several calls with no upper bound among them. Conclusions rest on `in_turn` (their calls ran
+    one after another) and `overlapped`; `parallel` rounds asked for several calls, of which `left_out` are in
+    neither, among them the `bounded` ones with an upper bound. A loop inside a call of a round that is
+    concluded from is not counted beside it: its time is part of it.
+
+    `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
+    `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
+    counts tries. `unobserved_calls`, `ambiguous_calls` and `orphan_calls` are as in `LoopRecord`.
+    """
+
+    loops: int
+    nested: int
+    rounds: int
+    called: int
+    sources: dict[str, int]
+    resolution_ns: int
+    loop_seconds: float
+    totals: Sums
+    parallel_measured: Sums
+    parallel: int
+    in_turn: Sums
+    overlapped: Sums
+    bounded: Sums
+    left_out: LeftOut
+    saved_seconds: float
+    limit_saved_seconds: dict[str, float]
+    proxied: Proxied
+    tools: tuple[ToolLatency, ...]
+    waits: Waits
+    first_token: Percentiles
+    first_tokens_derived: int
+    requests: int
+    models: int
+    quotas: tuple[QuotaShare, ...]
+    quota_source: str
+    untold: tuple[str, ...]
+    unobserved_calls: int
+    ambiguous_calls: int
+    orphan_calls: int
+
+
+@dataclass(slots=True)
+class _Concluded:
+    """What the rounds of one loop, or of several, lead to."""
+
+    in_turn: Adding = field(default_factory=Adding)
+    overlapped: Adding = field(default_factory=Adding)
+    saved: list[int] = field(default_factory=lambda: [0] * (1 + len(LIMITS)))
+
+    def join(self, other: _Concluded, *, saved: bool) -> None:
+        self.in_turn.join(other.in_turn)
+        self.overlapped.join(other.overlapped)
+        if saved:
+            self.saved = [a + b for a, b in zip(self.saved, other.saved, strict=True)]
+
+
+_Place = Literal["alone", "counted", "among"]
+"""The call that a loop ran in: alone in its round, in one that is concluded from, in one that is not."""
+
+
+class Recorded:
+    """Adds up records; `result` may be asked for at any time.
+
+    Beside sums it keeps 32 bytes a model request, and of loops inside tool calls, which are few, a
+    kilobyte each.
+    """
+
+    def __init__(self) -> None:
+        self._loops = self._nested = self._rounds = self._called = self._parallel = 0
+        self._sources: dict[str, int] = {}
+        self._resolution_ns = 1
+        self._loop_ns = 0
+        self._totals, self._measured = Adding(), Adding()
+        self._concluded = _Concluded()
+        self._inside: dict[str, tuple[str, _Concluded]] = {}
+        self._places: dict[str, _Place] = {}
+        self._bounded = Adding()
+        self._bound = self._open = self._waiting = self._unresolved = 0
+        self._proxied_ns, self._proxied = 0, Samples()
+        self._tools: dict[str, _Tool] = {}
+        self._usage: dict[tuple[str, str], Usage] = {}
+        self._limits = StatedLimits()
+        self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
+        self._first_token, self._tokens_derived = Samples(), 0
+        self._unobserved = self._ambiguous = self._orphans = 0
+
+    def seen(self, records: Iterable[LoopRecord]) -> Iterator[LoopRecord]:
+        """The same records, each added as it passes."""
+        for record in records:
+            self.add(record)
+            yield record
+
+    def add(self, record: LoopRecord) -> None:
+        self._loops += 1
+        self._sources[record.source] = self._sources.get(record.source, 0) + 1
+        self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
+        self._unobserved += record.unobserved_calls
+        self._ambiguous += record.ambiguous_calls
+        self._orphans += record.orphan_calls
+        concluded = self._concluded
+        if record.parent is not None:
+            self._nested += 1
+            concluded = _Concluded()
+            self._inside[record.id] = (record.parent, concluded)
+        else:
+            self._loop_ns += record.wall_ns
+        for round_ in record.rounds:
+            self._rounds += 1
+            if round_.model.asked:
+                self._model(round_.model)
+            if round_.tool_calls:
+                self._round(record, round_, concluded)
+
+    @property
+    def loops(self) -> int:
+        """Records so far."""
+        return self._loops
+
+    def _round(self, record: LoopRecord, round_: RoundRecord, concluded: _Concluded) -> None:
+        self._called += 1
+        several = never_ended = 0
+        upper_bound = waiting = False
+        inside: tuple[str, ...] = ()
+        spans = []
+        for call in round_.tool_calls:
+            took = None
+            if call.started_ns is not None:
+                ended = not call.unknown or "ended_ns" not in call.unknown
+                if ended:
+                    took = call.ended_ns - call.started_ns
+                if not call.nested:
+                    several += 1
+                    never_ended += not ended
+                    waiting = waiting or call.wait
+                    if ended:
+                        spans.append((call.started_ns, call.ended_ns))
+                        upper_bound = upper_bound or call.upper_bound
+            if call.loops:
+                inside += call.loops
+            tool = self._tools.get(call.name)
+            if tool is None:
+                name = call.name if len(self._tools) < MOST_TOOLS else OTHERS
+                tool = self._tools.setdefault(name, _Tool())
+            tool.add(call, took, record.resolution_ns)
+        times = times_of(spans, upper_bound)
+        place: _Place = "alone" if several < 2 else "among"
+        if times is not None:
+            self._totals.add(times)
+            if times.overlap == "measured":
+                self._measured.add(times)
+        if several > 1:
+            self._parallel += 1
+            if upper_bound:
+                self._bound += 1
+                if times is not None and times.overlap == "upper bound":
+                    self._bounded.add(times)
+                self._phase(record, round_)
+            elif never_ended or times is None:
+                self._open += 1
+            elif waiting:
+                self._waiting += 1
+            elif times.second < MOST_TICKS * record.resolution_ns:
+                self._unresolved += 1
+            else:
+                place = "counted"
+                self._conclude(record, round_, times, concluded)
+        for loop in inside:
+            self._places[loop] = place
+
+    def _conclude(
+        self, record: LoopRecord, round_: RoundRecord, times: RoundTimes, concluded: _Concluded
+    ) -> None:
+        # Two ends that touch may seem to overlap by a tick.
+        if times.work - times.busy > (times.calls - 1) * record.resolution_ns:
+            concluded.overlapped.add(times)
+            return
+        concluded.in_turn.add(times)
+        # What ran beside the model, or after the loop had ended, did not prolong it.
+        begun = max(times.first, round_.model.ended_ns)
+        prolonged = max(0, min(times.last, record.ended_ns) - begun)
+        for index, busy in enumerate((times.gathered, *times.limits)):
+            concluded.saved[index] += min(times.busy - busy, prolonged)
+
+    def _phase(self, record: LoopRecord, round_: RoundRecord) -> None:
+        if record.source != "proxy" or round_.tools_started_ns is None or round_.tools_ended_ns is None:
+            return
+        took = round_.tools_ended_ns - round_.tools_started_ns
+        self._proxied.add(took)
+        self._proxied_ns += took
+
+    def _model(self, model: ModelCall) -> None:
+        key = (model.provider, model.model)
+        usage = self._usage.get(key)
+        if usage is None:
+            usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
+        usage.add(model)
+        if model.attempts:
+            self._limits.add(model)
+            self._tried += 1
+            if len(model.attempts) > 1:
+                self._retries += len(model.attempts) - 1
+                self._backoff_ns += model.backoff_ns
+        if model.attempts or model.error_type is not None:
+            self._refused += len(model.refusals)
+        self._resends += model.resends
+        if model.first_token_ns is not None and "started_ns" not in model.unknown:
+            self._first_token.add(model.first_token_ns - model.started_ns)
+            self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
+
+    def result(self, recording: Recording | None = None, quota: KnownQuota | None = None) -> RecordedFigures:
+        """The figures. `quota` is what was given; else what headers state counts.
+
+        Of a sample of all traces no quota is looked at.
+        """
+        concluded = _Concluded()
+        concluded.join(self._concluded, saved=True)
+        for name, (_, inside) in self._inside.items():
+            counted, alone = self._standing(name)
+            if counted:
+                concluded.join(inside, saved=alone)
+        known = quota or self._limits.quota()
+        sampled = recording is not None and recording.sampled is not None and recording.sampled < 1
+        shares = () if known is None or sampled else tuple(self._shares(known))
+        return RecordedFigures(
+            loops=self._loops,
+            nested=self._nested,
+            rounds=self._rounds,
+            called=self._called,
+            sources=dict(self._sources),
+            resolution_ns=self._resolution_ns,
+            loop_seconds=self._loop_ns / 1e9,
+            totals=self._totals.result(),
+            parallel_measured=self._measured.result(),
+            parallel=self._parallel,
+            in_turn=concluded.in_turn.result(),
+            overlapped=concluded.overlapped.result(),
+            bounded=self._bounded.result(),
+            left_out=LeftOut(self._bound, self._open, self._waiting, self._unresolved),
+            saved_seconds=concluded.saved[0] / 1e9,
+            limit_saved_seconds=by_limit(concluded.saved[1:]),
+            proxied=Proxied(self._proxied.count, self._proxied_ns / 1e9, Percentiles.of(self._proxied)),
+            tools=tuple(
+                tool.result(name) for name, tool in sorted(self._tools.items(), key=lambda one: -one[1].calls)
+            ),
+            waits=Waits(self._tried, self._retries, self._backoff_ns / 1e9, self._refused, self._resends),
+            first_token=Percentiles.of(self._first_token),
+            first_tokens_derived=self._tokens_derived,
+            requests=sum(len(one.at) for one in self._usage.values()),
+            models=len(self._usage),
+            quotas=shares,
+            quota_source="" if known is None else known.source,
+            untold=() if known is None else tuple(one.words for one in known.untold),
+            unobserved_calls=self._unobserved,
+            ambiguous_calls=self._ambiguous,
+            orphan_calls=self._orphans,
+        )
+
+    def _standing(self, name: str) -> tuple[bool, bool]:
+        """Of a loop inside a call: (whether it is counted on its own, whether it shortens the outermost)."""
+        alone = True
+        for _ in range(len(self._inside)):
+            place = self._places.get(name)
+            if place == "counted":
+                return False, False
+            alone = alone and place == "alone"
+            if name not in self._inside:
+                break
+            name = self._inside[name][0]
+            if name not in self._inside:
+                break
+        return True, alone
+
+    def _shares(self, known: KnownQuota) -> Iterable[QuotaShare]:
+        """The highest of any model, for each limit."""
+        named = {provider for provider, _ in self._usage}
+        for limit in known.limits:
+            window_ns = limit.window_ns or MINUTE_NS
+            found = None
+            for (provider, model), usage in self._usage.items():
+                if known.provider in named and provider != known.provider:
+                    continue
+                most, cached = usage.peak(limit.resource, window_ns)
+                unknown = 0 if limit.resource == "requests" else usage.unknown
+                one = QuotaShare(
+                    provider,
+                    model,
+                    limit.resource,
+                    limit.limit or 0.0,
+                    window_ns,
+                    most,
+                    cached,
+                    known.source,
+                    unknown,
+                )
+                found = one if found is None or one.peak > found.peak else found
+            if found is not None and found.limit:
+                yield found
+
+
+def recorded_figures(
+    records: Iterable[LoopRecord], recording: Recording | None = None, quota: KnownQuota | None = None
+) -> RecordedFigures:
+    """The figures of a stream of records."""
+    found = Recorded()
+    for record in records:
+        found.add(record)
+    return found.result(recording, quota)

@@ -1,0 +1,204 @@
+"""The verdict on a recording: in words, in the terminal, on the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.cli import main
+from profiler.recordings.drafts import LoopDraft
+from profiler.records import Attempt
+from profiler.report.html import write_any
+from profiler.report.recorded import MOST_LINES, render_recorded, ticks, words
+from profiler.rundir import Recording
+from profiler.statistics.recorded import recorded_figures
+from tests.unit.recording_data import MS, bound, directory_of, exact, loop, records, run_of
+
+
+def turn(at: float) -> LoopDraft:
+    """100 and 300 ms, one after the other: gathered 25 % less."""
+    return loop([exact("search", 100, 200), exact("fetch", 200, 500)], at=at)
+
+
+def overlapped(at: float) -> LoopDraft:
+    return loop([exact("search", 100, 400), exact("fetch", 100, 300)], at=at)
+
+
+def bounded(at: float) -> LoopDraft:
+    return loop([bound("search", 100, 400), bound("fetch", 100, 300)], at=at)
+
+
+def found(*loops: LoopDraft) -> list[str]:
+    return words(recorded_figures(records(*loops))).found
+
+
+def cannot(*loops: LoopDraft, **more: object) -> str:
+    recording = Recording("import", **more)  # type: ignore[arg-type]
+    return "\n".join(words(recorded_figures(records(*loops), recording), recording).cannot)
+
+
+def test_rounds_one_after_another_lead_with_what_gathering_saves() -> None:
+    said = found(*(turn(1000.0 * n) for n in range(4)), bounded(9000))
+    assert said[0] == (
+        "4 rounds ran their calls one after another: gathered they would have taken 25 % less "
+        "(estimate; 20 % of the rounds of several calls have upper bounds and are left out)"
+    )
+    assert said[1] == (
+        "That is 1.20 s instead of 1.60 s; a limit on calls at once would have saved of it: "
+        "semaphore:2 25 %, semaphore:4 25 %, semaphore:8 25 %; of the whole time of the loops (2.40 s) "
+        "gathering saves 17 % (estimates)"
+    )
+
+
+def test_rounds_that_overlapped_say_what_one_after_another_would_have_taken() -> None:
+    (said, none, *_) = found(overlapped(0))
+    assert said == (
+        "1 round overlapped its calls, up to 2 at once: 1.67× (500 ms of calls in 300 ms); one after another "
+        "it would have taken 500 ms instead of 300 ms (estimate)"
+    )
+    assert none == "No round of several calls is known to have run them one after another"
+
+
+def test_gaps_between_calls_are_said_to_be_unexplained() -> None:
+    said = found(loop([exact("a", 100, 200), exact("b", 300, 400)]))
+    assert "gathered it would have taken 33 % less" in said[0]
+    assert said[2].startswith(
+        "For 100 ms of that time (33 %) none of these calls ran, which nothing explains"
+    )
+
+
+def test_nothing_is_concluded_from_bounds_or_from_single_calls() -> None:
+    said = found(bounded(0))
+    assert said[0] == (
+        "Nothing can be said about running calls at once: 100 % of the rounds of several calls have upper "
+        "bounds and are left out"
+    )
+    assert said[1].endswith("overlapped for at most 200 ms in all, at most 2 at once")
+    assert not any("p50" in one for one in said)  # a bound is no latency
+    (none, _) = found(loop([exact("a", 100, 200)]))
+    assert none.startswith("No round asked for several calls")
+
+
+def test_rounds_shorter_than_the_clock_tells_are_left_out() -> None:
+    coarse = loop([exact("a", 0, 4000), exact("b", 4000, 8000)], resolution_ns=1000 * MS)
+    assert "are too short for the clock's ticks of 1 s and are left out" in found(coarse)[0]
+    assert "differences between 2 calls of fewer than 10 ticks" in cannot(coarse)
+
+
+def test_what_cannot_be_told_says_why() -> None:
+    said = cannot(turn(0), bounded(1000))
+    assert "whether tools get slower when more of them run at once" in said
+    assert "how long 2 calls took: when they started is not recorded" in said
+    assert "no rate-limit headers are in the recording" in said
+    assert "no tries are in the recording" in said
+    assert "when the first token came" in said
+    assert "between loops" in said
+    assert "only 10 % of all traces were kept" in cannot(turn(0), sampled=0.1)
+
+
+def test_quota_of_headers_is_of_this_recording_alone() -> None:
+    (record,) = records(loop([]))
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+    }
+    attempts = (Attempt(0, 9, 429), Attempt(2000 * MS, 2090 * MS, 200, rate_limits=headers))
+    model = replace(record.rounds[0].model, attempts=attempts)
+    figures = recorded_figures([replace(record, rounds=(replace(record.rounds[0], model=model),))])
+    said = words(figures)
+    assert (
+        "Quota (from its headers): at most 2 of 60 requests in any minute of this recording alone, "
+        "3.3 % of it (gpt-5)"
+    ) in said.found
+    assert (
+        "Requests: 1 request was refused for a quota (429, 529); 1 request was tried again, after 2.00 s of "
+        in ("\n".join(said.found))
+    )
+    assert "what other clients of the same key used of the quota" in said.cannot
+
+
+@pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], width: int) -> None:
+    skipped = {f"reason {n}": n for n in range(40)}
+    run = run_of(*loops, read={"otel": 99}, skipped=skipped, notes=tuple(f"note {n}" * 20 for n in range(20)))
+    text = render_recorded(run, records(*loops), width, path="runs/x")
+    lines = text.splitlines()
+    assert len(lines) <= MOST_LINES
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("traces.jsonl: imported")
+    assert lines[-1] == "the rest: profiler report runs/x"
+
+
+def test_terminal_tells_the_tally(tmp_path: Path) -> None:
+    loops = [turn(0), bounded(1000)]
+    run = run_of(*loops, read={"otel": 12}, skipped={"torn line": 1}, resolution_ns=1000, clocks=2, clamped=3)
+    text = " ".join(render_recorded(run, records(*loops), 110).split())
+    assert "traces.jsonl: imported (otel): 2 loops, 2 rounds, 4 calls." in text
+    assert (
+        "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
+    )
+    assert "Read: 12 (otel); skipped 1: torn line 1." in text
+    assert ticks(1_000_000) == "1 ms"
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2 [^>]*>([^<]*)</h2>", page)
+
+
+def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_there(tmp_path: Path) -> None:
+    loops = [turn(0), overlapped(1000), bounded(2000)]
+    directory = directory_of(tmp_path, run_of(*loops, title="traces of <today>"), records(*loops))
+    page = write_any(directory.path).read_text("utf-8")
+    assert headings(page)[:2] == ["In short", "Calls at once"]
+    assert "What is not here, and why" in headings(page)
+    assert "Strategies side by side" not in headings(page)
+    assert "<h1><bdi>traces of &lt;today&gt;</bdi></h1>" in page
+    assert "imported (otel)" in page
+    assert "gathered it would have taken 25 % less" in page
+    assert "33 % of the rounds of several calls have upper bounds" in page
+    assert "Client health: the loops ran in another program" in page
+    table = re.findall(r'id="table-tools".*?</table>', page, re.DOTALL)[0]
+    (row,) = re.findall(r"<bdi>fetch</bdi>.*?</tr>", table)
+    cells = re.sub(r"<[^>]+>", " ", row).split()
+    assert cells == [
+        "fetch",
+        "3",
+        "2",
+        "250",
+        "ms",
+        "–",
+        "–",
+        "–",
+        "1",
+        "–",
+        "–",
+        "–",
+        "0",
+        "%",
+    ]  # one is a bound
+
+
+def test_page_of_a_recorded_run_without_a_loop_says_so(tmp_path: Path) -> None:
+    directory = directory_of(tmp_path, run_of(read={"otel": 5}, skipped={"no agent": 5}), [])
+    page = write_any(directory.path).read_text("utf-8")
+    assert headings(page) == ["What was recorded", "What is not here, and why"]
+    assert "No loop was recorded" in page
+    assert "no agent 5" in page
+
+
+def test_quota_on_the_command_line_is_for_recorded_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = directory_of(tmp_path, run_of(turn(0)), records(turn(0)))
+    assert main(["report", str(directory.path), "--quota", "2rpm"]) == 0
+    assert "at most 1 of 2 requests in any minute" in (directory.path / "report.html").read_text("utf-8")
+    assert main(["report", str(directory.path), "--quota", "2"]) == 2
+    directory.save(replace(directory.load(), recording=None))
+    assert main(["report", str(directory.path), "--quota", "2rpm"]) == 2
+    assert "--quota is for recorded runs" in capsys.readouterr().err
