@@ -231,9 +231,8 @@ def _spawned(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | 
     for name, value in payload.items():
         if name.startswith(("sender", "parent", "turn", "event", "call")):
             continue
-        for one in value if type(value) is list else [value]:
-            if text(one) and ("thread" in name or _UUID.fullmatch(text(one))):
-                threads.append(text(one))
+        found = [text(one) for one in (value if type(value) is list else [value])]
+        threads += [one for one in found if one and ("thread" in name or _UUID.fullmatch(one))]
     return (SPAWN, [call, threads]) if call and threads else None
 
 
