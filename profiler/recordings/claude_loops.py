@@ -91,10 +91,10 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
         asked += thread.asked
         threads.append(thread)
     for thread in threads:
-        for loop in thread.loops:
-            if thread.agent:
-                unlinked += not _link(loop, thread.agent, asked)
-            yield loop.draft
+        if thread.agent:
+            unlinked += sum(not _link(loop, thread.agent, asked) for loop in thread.loops)
+    for thread in threads:
+        yield from (loop.draft for loop in thread.loops)
     for reason, number, kept in (
         (COPIED, copies, False),
         (RESULT_ALONE, alone, False),

@@ -35,7 +35,7 @@ from profiler.recordings.codex_loops import (
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
-from profiler.recordings.reading import values
+from profiler.recordings.lines import rows
 
 _MS = 1_000_000
 _S = 1_000_000_000
@@ -50,6 +50,7 @@ _EXIT = re.compile(r"^(?:Process exited with code|Exit code:) (-?\d+)", re.MULTI
 _RUNNING = re.compile(r"^Process running with session ID", re.MULTILINE)
 _HEADS = ("Chunk ID:", "Wall time:", "Exit code:", "Process ")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|µs|us|ms|s)?$")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNITS = {"ns": 1, "µs": 1_000, "us": 1_000, "ms": _MS, "s": _S, None: _S}
 _CONTEXT_TEXTS = ("<", "# AGENTS.md", "Approved command prefix")
 
@@ -66,13 +67,13 @@ class Codex:
         ) and b'"payload"' in beginning
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
-        rows = values(source)
-        first = next(rows, None)
+        found = rows(source)
+        first = next(found, None)
         if first is None:
             return
         thread = _thread(source.path, None if isinstance(first, Skipped) else first.data)
         metas: list[Item] = []
-        for value in chain((first,), rows):
+        for value in chain((first,), found):
             if isinstance(value, Skipped):
                 yield value
                 continue
@@ -226,11 +227,12 @@ def _tool_end(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
 def _spawned(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
     """[call, threads]: which call runs which sub-agents."""
     call = text(payload.get("event_id")) or text(payload.get("call_id"))
-    threads = [
-        text(value)
-        for name, value in payload.items()
-        if "thread" in name and not name.startswith(("sender", "parent")) and text(value)
-    ]
+    threads: list[str] = []
+    for name, value in payload.items():
+        if name.startswith(("sender", "parent", "turn", "event", "call")):
+            continue
+        found = [text(one) for one in (value if type(value) is list else [value])]
+        threads += [one for one in found if one and ("thread" in name or _UUID.fullmatch(one))]
     return (SPAWN, [call, threads]) if call and threads else None
 
 
@@ -258,6 +260,7 @@ _EVENTS: dict[str, Callable[[dict[str, Any], bool], tuple[str, list[Any]] | None
     "patch_apply_end": _tool_end,
     "dynamic_tool_call_response": _tool_end,
     "sub_agent_activity": _spawned,
+    "collab_agent_spawn_begin": _spawned,
     "collab_agent_spawn_end": _spawned,
     "error": _error,
     "stream_error": _retried,

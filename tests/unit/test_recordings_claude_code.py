@@ -384,6 +384,14 @@ def test_a_sub_agent_without_its_session_is_said_to_be_one():
     assert found.notes == {UNLINKED: 1}
 
 
+def test_a_file_of_a_sub_agent_is_one_by_its_name_too():
+    main, sub = helped()
+    for one in sub.rows:
+        del one["agentId"], one["isSidechain"]
+    found = read(ClaudeCode(), jsonl(main.rows), jsonl(sub.rows), names=("s1.jsonl", "agent-a1.jsonl"))
+    assert [draft.spawned_by for draft in found.drafts] == [None, "claude-code:c1"]
+
+
 def test_an_agent_in_the_background_comes_back_at_once_and_is_no_latency():
     main = Session().user(0, "go").reply(1000, "m1", use("c1", "Agent", prompt="Look"))
     main.result(1010, "c1", result={"isAsync": True, "status": "async_launched", "agentId": "a1"})
@@ -492,7 +500,10 @@ def test_content_is_kept_when_it_is_wanted_and_nowhere_else():
 def test_a_session_is_known_by_its_lines():
     main, _ = helped()
     assert ClaudeCode().recognises(jsonl(main.rows), "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"summary","summary":"x","leafUuid":"y"}', "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"queue-operation","sessionId":"y"}', "x.jsonl")
     assert not ClaudeCode().recognises(b'{"traceId": "1", "message": {}}', "x.jsonl")
+    assert not ClaudeCode().recognises(b'{"traceId": "1", "sessionId": "2", "type": "SPAN"}', "x.jsonl")
 
 
 @given(st.randoms(use_true_random=False))
