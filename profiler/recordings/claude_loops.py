@@ -27,6 +27,9 @@ _ORDER = {
 }
 """Of lines of one time: what can only come after another."""
 
+_UNFINISHED = ("tool_use", "pause_turn")
+"""Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
+
 COPIED = "replies that are copies of another session's (resumed or forked)"
 RESULT_ALONE = "results of calls that are not in the recording"
 UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
@@ -59,8 +62,9 @@ class _Loop:
 
     @property
     def answered(self) -> bool:
-        """Its last reply asked for nothing more."""
-        return bool(self.draft.rounds) and not self.draft.rounds[-1].calls
+        """Its last reply is whole, and asked for nothing more."""
+        last = self.draft.rounds[-1] if self.draft.rounds else None
+        return last is not None and not last.calls and last.model.finish_reason not in _UNFINISHED
 
 
 @dataclass(slots=True)
@@ -117,15 +121,14 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
             continue
         parents = {line.uuid: line.parent for line in together if line.uuid}
         depths: dict[str, int] = {}
-        for uuid in parents:
-            path: list[str] = []
+        for line in together:
+            uuid, path = line.uuid, list[str]()
             while uuid in parents and uuid not in depths:
                 depths[uuid] = 0  # until it is known: a chain may be a circle
                 path.append(uuid)
                 uuid = parents[uuid]
-            depth = depths.get(uuid, -1)
-            for depth, one in enumerate(reversed(path), depth + 1):
-                depths[one] = depth
+            above = depths.get(uuid, -1) + 1
+            depths |= {one: above + place for place, one in enumerate(reversed(path))}
         ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
     return ordered
 

@@ -187,6 +187,9 @@ class _Thread:
 
     def _output(self, at_ns: int, served: str | None, counted: bool) -> _Round:
         turn = self._turn or self._begin(None)
+        if turn.error is not None:  # it went on all the same
+            turn.error = None
+            self._resends += 1
         round_ = turn.open
         if round_ is None or (round_.returned and not counted):
             ended = [one.draft.model.ended_ns or 0 for one in turn.rounds]
@@ -338,7 +341,9 @@ class _Thread:
         if not turn.rounds and not turn.asked:
             self._counts[NO_REPLY] += 1
             return
+        # A turn that began, and of which no line says that it ended, was cut; unless its last reply is whole.
         answered = bool(turn.rounds) and not turn.rounds[-1].draft.calls
+        answered = answered and not (turn.started and turn.open is not None)
         if turn.error is not None and draft.status == "ok":
             draft.status, draft.error_type = "error", turn.error
         elif not told and not answered:

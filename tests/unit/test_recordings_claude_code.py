@@ -224,6 +224,12 @@ def test_a_session_that_stops_before_an_answer_is_cancelled():
     assert (loop.status, *ms(loop.ended_ns)) == ("cancelled", 2000)
 
 
+def test_a_reply_of_which_the_calls_are_lost_is_no_answer():
+    session = Session().user(0, "go").reply(1000, "m1", said(), stop_reason="tool_use")
+    _, (loop,) = of(session)
+    assert loop.status == "cancelled"
+
+
 def test_a_failed_call_says_how_it_failed():
     session = Session().user(0, "go").reply(1000, "m1", *(use(f"c{n}") for n in range(5)))
     session.result(1100, "c0", "boom", result="Error: Exit code 2\nboom", is_error=True)

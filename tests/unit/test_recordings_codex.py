@@ -299,6 +299,20 @@ def test_a_turn_that_failed_says_why():
     )
 
 
+def test_a_turn_that_went_on_after_an_error_was_tried_again():
+    run = Rollout().start(0).event(1000, "error", message="lost").event(1500, "stream_error", message="again")
+    _, (loop,) = of(run.say(3000).tokens(3100).end(3200))
+    assert (loop.status, len(loop.rounds)) == ("ok", 1)
+    assert loop.rounds[0].model.resends == 2
+
+
+@pytest.mark.parametrize(("counted", "status"), [(True, "ok"), (False, "cancelled")])
+def test_a_turn_without_an_end_was_cut_unless_its_reply_is_whole(counted, status):
+    run = Rollout().start(0).say(3000)
+    _, (loop,) = of(run.tokens(3100) if counted else run)
+    assert loop.status == status
+
+
 def test_a_turn_without_a_message_and_without_a_reply_is_no_loop():
     run = (
         two_rounds()
