@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import AGENT_TOOLS, WAITS
+from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, UNLINKED, WAITS
 from profiler.records import Attempt, ServerToolCall
 
 REPLY, RESULTS, STOP, FAILED, GAVE_UP = "reply", "results", "stop", "failed", "gave up"
@@ -31,8 +31,6 @@ _UNFINISHED = ("tool_use", "pause_turn")
 """Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
 
 COPIED = "replies that are copies of another session's (resumed or forked)"
-RESULT_ALONE = "results of calls that are not in the recording"
-UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
 
 
 class Line(NamedTuple):

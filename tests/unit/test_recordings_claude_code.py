@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.recordings.claude_code import NO_MESSAGE, SYNTHETIC, ClaudeCode
-from profiler.recordings.claude_loops import COPIED, RESULT_ALONE, UNLINKED
+from profiler.recordings.claude_loops import COPIED
 from profiler.recordings.reading import TORN
+from profiler.recordings.sessions import RESULT_ALONE, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
 
 MS = 1_000_000
