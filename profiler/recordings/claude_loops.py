@@ -118,14 +118,14 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
         parents = {line.uuid: line.parent for line in together if line.uuid}
         depths: dict[str, int] = {}
         for uuid in parents:
-            path: list[str] = []
-            while uuid in parents and uuid not in depths:
-                depths[uuid] = 0  # until it is known: a chain may be a circle
-                path.append(uuid)
-                uuid = parents[uuid]
-            depth = depths.get(uuid, -1)
-            for depth, one in enumerate(reversed(path), depth + 1):
-                depths[one] = depth
+            chain: list[str] = []
+            above = uuid
+            while above in parents and above not in depths:
+                depths[above] = 0  # until it is known: a chain may be a circle
+                chain.append(above)
+                above = parents[above]
+            first = depths.get(above, -1) + 1
+            depths.update((one, first + place) for place, one in enumerate(reversed(chain)))
         ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
     return ordered
 
