@@ -148,7 +148,7 @@ def _is_meta(item: Item) -> bool:
 
 
 def _meta(payload: dict[str, Any]) -> list[Any]:
-    """[thread, provider, sub-agent, parent's thread, role, forked, its names]; `_item` adds when it was written."""
+    """[thread, provider, sub-agent, parent's thread, role, forked, names]; `_item` adds its time."""
     source = payload.get("source")
     inner = mapping(source).get("subagent", mapping(source).get("sub_agent"))
     spawn = mapping(mapping(inner).get("thread_spawn"))

@@ -63,8 +63,8 @@ def lines(*objects: object, indent: int | None = None) -> bytes:
         "array",
         "pretty array",
         "arrays",
-    ]
-    + ["array and lines"],
+        "array and lines",
+    ],
 )
 @pytest.mark.parametrize("buffered", [True, False])
 def test_values_are_found_in_every_layout(data, buffered):
