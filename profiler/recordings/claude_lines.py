@@ -16,6 +16,7 @@ _ORDER = {
 }
 """Of lines of one time: what can only come after another."""
 
+
 class Line(NamedTuple):
     """What a line of a session tells. `body` is of the kind (`claude_code`)."""
 
@@ -42,16 +43,6 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
             continue
         parents = {line.uuid: line.parent for line in together if line.uuid}
         depths: dict[str, int] = {}
-<<<<<<< HEAD
-        for line in together:
-            uuid, path = line.uuid, list[str]()
-            while uuid in parents and uuid not in depths:
-                depths[uuid] = 0  # until it is known: a chain may be a circle
-                path.append(uuid)
-                uuid = parents[uuid]
-            above = depths.get(uuid, -1) + 1
-            depths |= {one: above + place for place, one in enumerate(reversed(path))}
-=======
         for uuid in parents:
             chain: list[str] = []
             above = uuid
@@ -61,7 +52,6 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
                 above = parents[above]
             first = depths.get(above, -1) + 1
             depths.update((one, first + place) for place, one in enumerate(reversed(chain)))
->>>>>>> w-import
         ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
     return ordered
 
