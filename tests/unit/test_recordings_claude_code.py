@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.recordings.claude_code import NO_MESSAGE, SYNTHETIC, ClaudeCode
-from profiler.recordings.claude_loops import COPIED, RESULT_ALONE, UNLINKED
+from profiler.recordings.claude_loops import COPIED
 from profiler.recordings.reading import TORN
+from profiler.recordings.sessions import RESULT_ALONE, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
 
 MS = 1_000_000
@@ -222,6 +223,12 @@ def test_a_session_that_stops_before_an_answer_is_cancelled():
     session = Session().user(0, "go").reply(1000, "m1", use("c1")).result(2000, "c1")
     _, (loop,) = of(session)
     assert (loop.status, *ms(loop.ended_ns)) == ("cancelled", 2000)
+
+
+def test_a_reply_of_which_the_calls_are_lost_is_no_answer():
+    session = Session().user(0, "go").reply(1000, "m1", said(), stop_reason="tool_use")
+    _, (loop,) = of(session)
+    assert loop.status == "cancelled"
 
 
 def test_a_failed_call_says_how_it_failed():
