@@ -121,9 +121,9 @@ def test_the_temporary_file_is_nobodys():
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path):
-    """Twice the rows, some kB more: what is held is one group, and what SQLite may hold."""
+    """Three times the rows, some kB more: what is held is one group, and what SQLite may hold."""
     peaks = []
-    for count in (10_000, 20_000):
+    for count in (8_000, 24_000):
         recording = tmp_path / f"{count}.jsonl"
         with open(recording, "wb") as file:
             file.writelines(rows(count, 1))
@@ -136,13 +136,13 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
         assert process.returncode == 0
         peaks.append(usage.ru_maxrss)
     assert peaks[1] < 1.25 * peaks[0]
-    assert peaks[1] < 400 * 1024
+    assert peaks[1] < 250 * 1024
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("sample", ["otel", "claude-code"])
 def test_what_was_imported_is_reported_on(tmp_path, sample):
     (tmp_path / "recording").write_bytes(SAMPLES[sample][1])
-    for command in (["import", "recording"], ["report", "RUN"], ["trace", "RUN"]):
+    for command in (["import", "recording"], ["report", "RUN"]):
         run = [str(one) for one in tmp_path.glob("runs/*")] or [""]
         words = [word.replace("RUN", run[0]) for word in command]
         done = subprocess.run([*PROFILER, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
