@@ -165,7 +165,6 @@ _TELLING = frozenset(
         "ai.telemetry.functionId",
         "logfire.span_type",
         "logfire.pending_parent_id",
-        "model_name",
         *_FIRST_TOKEN_SECONDS,
         *_FIRST_TOKEN_MS,
         *_CALL_IDS,
@@ -208,10 +207,10 @@ def origin_of(resource: Mapping[str, Any]) -> tuple[str, str]:
 def span_of(raw: Raw, content: bool = False) -> Span:
     """The span; of kind "other" where it is neither an agent's, a model's, a tool's nor an HTTP client's."""
     attributes = raw.attributes
+    if attributes.get("logfire.span_type") == "pending_span":
+        return _pending(raw)
     kind = kind_of(raw)
     if kind == "other":
-        if attributes.get("logfire.span_type") == "pending_span":
-            return _pending(raw)
         return Span(
             raw.trace,
             raw.id,
