@@ -1,8 +1,8 @@
 """OpenTelemetry's spans of agents, in any convention or dialect, as `Span`.
 
 Known: the GenAI conventions from their first to the new repository's; pydantic-ai and logfire; openinference;
-openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients. They are told by their
-attributes: the version of a schema is hardly ever given, and one span often follows several at once.
+openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients. They are told by
+their attributes: the version of a schema is hardly ever given, and one span often follows several at once.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ def _first_token(raw: Raw) -> int | None:
 
 
 def _agent_name(raw: Raw, named: str) -> tuple[str, str]:
-    """The name of an agent, "" for a workflow or a runner; and what its span is called, without the prefix."""
+    """The name of an agent, "" for a workflow or a runner; and what its span is called."""
     attributes = raw.attributes
     entity = _text(attributes.get("traceloop.entity.name"))
     workflow = attributes.get("traceloop.span.kind") == "workflow" or (

@@ -1,8 +1,9 @@
 """Which spans make one loop: the trees of traces, and what belongs together in them.
 
-An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it. Below a
-tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole loop is
-its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one together.
+An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it.
+Below a tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole
+loop is its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one
+together.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from profiler.recordings.span import Kind, Span, packed
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it; `within`:
-    the nearest model request above it with neither of them between."""
+    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it;
+    `within`: the nearest model request above it with neither of them between."""
 
     span: Span
     kind: Kind
@@ -69,8 +70,8 @@ class Family:
 
 @dataclass(slots=True)
 class Families:
-    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans without any
-    model request that they could be of."""
+    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans
+    without any model request that they could be of."""
 
     found: list[Family]
     repeated: int = 0
@@ -199,8 +200,8 @@ class _Sorter:
         return self._result
 
     def _settle_kinds(self) -> None:
-        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent; what
-        calls itself a tool call, without an id, around calls that have theirs, only holds them."""
+        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent;
+        what calls itself a tool call, without an id, around calls that have theirs, only holds them."""
         below: dict[int, _Below] = {id(node): _Below() for node in self._nodes}
         for node in reversed(self._nodes):
             here = below[id(node)]
@@ -350,7 +351,7 @@ class _Sorter:
             if home is None or any(one.kind == "tool" and one.holder is not None for one in of(home)):
                 homeless.append(tool)
                 continue
-            # A loop ends with a request that asks for nothing: one whose last event is a call goes on elsewhere.
+            # A loop ends with a request that asks for nothing: where a call comes last it goes on elsewhere.
             higher = home
             while of(home)[-1].kind == "tool" and higher.above is not None:
                 higher = higher.above

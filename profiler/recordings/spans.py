@@ -26,8 +26,8 @@ _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[LoopDraft | Skipped]:
     """The loops of the spans of a trace or a conversation, by their starts; `Skipped` for what is in none.
 
-    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans have
-    them."""
+    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans
+    have them."""
     sorted_ = families(spans)
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
@@ -309,7 +309,7 @@ def _inner(node: Node, kind: str = "model") -> list[Node]:
 
 
 def _https(node: Node) -> list[Node]:
-    """The HTTP requests of a model request, each once: of nested ones the outermost (a proxy's, a redirect's)."""
+    """The HTTP requests of a model request; of nested ones the outermost."""
     return [
         one for one in _inner(node, "http") if one.span.http_status is not None or one.span.status != "ok"
     ]

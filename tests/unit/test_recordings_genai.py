@@ -26,7 +26,11 @@ def raw(attributes: dict[str, Any], name: str = "x", **more: Any) -> Raw:
         ({"gen_ai.operation.name": "execute_tool"}, "", "tool"),
         ({"gen_ai.operation.name": "invoke_agent"}, "", "agent"),
         ({"gen_ai.operation.name": "invoke_workflow"}, "", "agent"),
-        ({"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "e", "gen_ai.system": "o"}, "", "other"),
+        (
+            {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "e", "gen_ai.system": "o"},
+            "",
+            "other",
+        ),
         ({"gen_ai.operation.name": "create_agent"}, "invoke_agent x", "other"),
         ({"openinference.span.kind": "LLM"}, "", "model"),
         ({"openinference.span.kind": "TOOL"}, "", "tool"),
@@ -168,7 +172,9 @@ OLD, NEW = {"gen_ai.system": "anthropic"}, {"gen_ai.provider.name": "anthropic"}
                 "ai.operationId": "ai.generateText.doGenerate",
                 "ai.model.provider": "anthropic.messages",
                 "ai.usage.promptTokens": 100,
-                "ai.response.providerMetadata": '{"anthropic":{"cacheReadInputTokens":40,"cacheCreationInputTokens":3}}',
+                "ai.response.providerMetadata": json.dumps(
+                    {"anthropic": {"cacheReadInputTokens": 40, "cacheCreationInputTokens": 3}}
+                ),
             },
             "ai",
             (143, 40, 3, None),
@@ -177,7 +183,9 @@ OLD, NEW = {"gen_ai.system": "anthropic"}, {"gen_ai.provider.name": "anthropic"}
         ({}, "", (None, None, None, None)),
     ],
 )
-def test_input_tokens_are_all_of_them(attributes: dict[str, Any], scope: str, expected: tuple[int | None, ...]):
+def test_input_tokens_are_all_of_them(
+    attributes: dict[str, Any], scope: str, expected: tuple[int | None, ...]
+):
     assert tokens(attributes, scope) == expected
     assert all(wanted(key) for key in attributes)
 
@@ -196,7 +204,13 @@ def test_tokens_of_a_root_are_not_a_request_s():
             (15, 5, 5, None, 2),
         ),
         (
-            {"input": 10, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 4, "output": 3, "total": 22},
+            {
+                "input": 10,
+                "cache_read_input_tokens": 5,
+                "cache_creation_input_tokens": 4,
+                "output": 3,
+                "total": 22,
+            },
             (19, 3, 5, 4, None),
         ),
         # A sender that had included them.
@@ -227,7 +241,11 @@ MODEL = {"gen_ai.operation.name": "chat"}
         (MODEL | {"gen_ai.response.time_to_first_chunk": 0}, (), None),
         (MODEL | {"gen_ai.response.time_to_first_chunk": "soon"}, (), None),
         (MODEL, (("something", START + 5, {}),), None),
-        (MODEL | {"langfuse.observation.completion_start_time": '"2001-09-09T01:46:40.250Z"'}, (), 250_000_000),
+        (
+            MODEL | {"langfuse.observation.completion_start_time": '"2001-09-09T01:46:40.250Z"'},
+            (),
+            250_000_000,
+        ),
         (MODEL | {"langfuse.observation.completion_start_time": "2001-09-09T01:46:41.000Z"}, (), None),
     ],
 )
@@ -250,7 +268,12 @@ CALLS = (("c1", "f"), ("c2", "g"))
                         "role": "assistant",
                         "parts": [
                             {"type": "text", "content": "x"},
-                            {"type": "tool_call", "id": "c1", "name": "f", "arguments": {"id": "no", "name": "no"}},
+                            {
+                                "type": "tool_call",
+                                "id": "c1",
+                                "name": "f",
+                                "arguments": {"id": "no", "name": "no"},
+                            },
                             {"type": "tool_call", "id": "c2", "name": "g"},
                         ],
                     }
@@ -301,7 +324,9 @@ def test_calls_are_found_in_replies_of_any_shape(attributes: dict[str, Any]):
 
 
 def test_calls_are_found_in_events():
-    choice = {"message": json.dumps({"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f"}}]})}
+    choice = {
+        "message": json.dumps({"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f"}}]})
+    }
     assert calls_of({}, [("gen_ai.choice", 1, choice)]) == (("c1", "f"),)
 
 
@@ -315,7 +340,12 @@ def test_calls_are_found_in_events():
         ({"error.type": "openai.RateLimitError"}, 2, (), ("error", "RateLimitError")),
         ({}, 2, (("exception", 1, {"exception.type": "ValueError"}),), ("error", "ValueError")),
         ({}, 0, (("exception", 1, {"exception.type": "ValueError"}),), ("ok", None)),
-        ({}, 2, (("exception", 1, {"exception.type": "asyncio.CancelledError"}),), ("cancelled", "CancelledError")),
+        (
+            {},
+            2,
+            (("exception", 1, {"exception.type": "asyncio.CancelledError"}),),
+            ("cancelled", "CancelledError"),
+        ),
         ({"langfuse.observation.level": "ERROR"}, 0, (), ("error", None)),
     ],
 )
@@ -327,14 +357,22 @@ def test_errors(attributes: dict[str, Any], status: int, events: Any, expected: 
 @pytest.mark.parametrize(
     ("attributes", "name", "agent"),
     [
-        ({"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "planner"}, "invoke_agent planner", "planner"),
+        (
+            {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "planner"},
+            "invoke_agent planner",
+            "planner",
+        ),
         ({"gen_ai.operation.name": "invoke_agent"}, "invoke_agent planner", "planner"),
         ({"gen_ai.operation.name": "invoke_agent"}, "anthropic.messages.tool_runner", ""),
         ({"openinference.span.kind": "AGENT", "agent.name": "planner"}, "x", "planner"),
         ({"openinference.span.kind": "AGENT"}, "Agent workflow", ""),
         ({"traceloop.span.kind": "agent", "traceloop.entity.name": "planner"}, "planner.agent", "planner"),
         ({"traceloop.span.kind": "workflow", "traceloop.entity.name": "trip"}, "trip.workflow", ""),
-        ({"ai.operationId": "ai.generateText", "ai.telemetry.functionId": "planner"}, "ai.generateText", "planner"),
+        (
+            {"ai.operationId": "ai.generateText", "ai.telemetry.functionId": "planner"},
+            "ai.generateText",
+            "planner",
+        ),
         ({"langfuse.observation.type": "agent"}, "planner", "planner"),
         ({"agent_name": "planner"}, "agent run", "planner"),
     ],
@@ -347,12 +385,22 @@ def test_names_of_agents(attributes: dict[str, Any], name: str, agent: str):
 @pytest.mark.parametrize(
     ("attributes", "name", "tool", "call"),
     [
-        ({"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "f", "gen_ai.tool.call.id": "c"}, "", "f", "c"),
+        (
+            {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "f", "gen_ai.tool.call.id": "c"},
+            "",
+            "f",
+            "c",
+        ),
         ({"gen_ai.operation.name": "execute_tool"}, "execute_tool f", "f", ""),
         ({"openinference.span.kind": "TOOL", "tool.name": "f"}, "x", "f", ""),
         ({"openinference.span.kind": "TOOL"}, "f", "f", ""),
         ({"traceloop.span.kind": "tool", "traceloop.entity.name": "f"}, "f.tool", "f", ""),
-        ({"ai.operationId": "ai.toolCall", "ai.toolCall.name": "f", "ai.toolCall.id": "c"}, "ai.toolCall", "f", "c"),
+        (
+            {"ai.operationId": "ai.toolCall", "ai.toolCall.name": "f", "ai.toolCall.id": "c"},
+            "ai.toolCall",
+            "f",
+            "c",
+        ),
         ({"langfuse.observation.type": "tool"}, "f", "f", ""),
     ],
 )
@@ -364,13 +412,21 @@ def test_names_of_tools(attributes: dict[str, Any], name: str, tool: str, call: 
 @pytest.mark.parametrize(
     ("attributes", "provider", "model"),
     [
-        ({"gen_ai.provider.name": "openai", "gen_ai.system": "x", "gen_ai.request.model": "m"}, "openai", "m"),
+        (
+            {"gen_ai.provider.name": "openai", "gen_ai.system": "x", "gen_ai.request.model": "m"},
+            "openai",
+            "m",
+        ),
         ({"gen_ai.system": "OpenAI", "gen_ai.response.model": "m"}, "openai", "m"),
         ({"gen_ai.system": "anthropic.messages", "ai.model.id": "m"}, "anthropic", "m"),
         ({"llm.model_name": "claude-sonnet-4-5"}, "anthropic", "claude-sonnet-4-5"),
         ({"gen_ai.request.model": "openai/gpt-4.1"}, "openai", "openai/gpt-4.1"),
         ({"gen_ai.request.model": "mine"}, "", "mine"),
-        ({"gen_ai.system": "aws.bedrock", "gen_ai.request.model": "anthropic.claude-x"}, "aws.bedrock", "anthropic.claude-x"),
+        (
+            {"gen_ai.system": "aws.bedrock", "gen_ai.request.model": "anthropic.claude-x"},
+            "aws.bedrock",
+            "anthropic.claude-x",
+        ),
     ],
 )
 def test_providers_and_models(attributes: dict[str, Any], provider: str, model: str):

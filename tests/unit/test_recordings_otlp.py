@@ -50,7 +50,11 @@ def otlp_span(id_: str, name: str, started: int, ended: int, **attributes: Any) 
 
 
 def tool_span(id_: str, started: int, ended: int, call: str, **more: Any) -> dict[str, Any]:
-    values = {"gen_ai__operation__name": "execute_tool", "gen_ai__tool__name": "weather", "gen_ai__tool__call__id": call}
+    values = {
+        "gen_ai__operation__name": "execute_tool",
+        "gen_ai__tool__name": "weather",
+        "gen_ai__tool__call__id": call,
+    }
     return otlp_span(id_, "tool", started, ended, **values, **more)
 
 
@@ -71,7 +75,9 @@ SPANS = [
     ),
     tool_span("00000000000000b1", 105, 205, "c1"),
     tool_span("00000000000000b2", 106, 306, "c2", error__type="TimeoutError"),
-    otlp_span("00000000000000a2", "chat", 310, 390, gen_ai__operation__name="chat", gen_ai__request__model="m"),
+    otlp_span(
+        "00000000000000a2", "chat", 310, 390, gen_ai__operation__name="chat", gen_ai__request__model="m"
+    ),
     otlp_span(ROOT, "run", 0, 400, gen_ai__operation__name="invoke_agent", gen_ai__agent__name="planner"),
 ]
 
@@ -141,9 +147,17 @@ def check(record: LoopRecord) -> None:
     assert (record.name, record.status, record.source) == ("planner", "ok", "otel")
     assert (record.started_ns, record.ended_ns) == (0, 400 * MS)
     first, last = record.rounds
-    assert (first.model.started_ns, first.model.ended_ns, first.model.first_token_ns) == (2 * MS, 100 * MS, 32 * MS)
+    assert (first.model.started_ns, first.model.ended_ns, first.model.first_token_ns) == (
+        2 * MS,
+        100 * MS,
+        32 * MS,
+    )
     assert (first.model.input_tokens, first.model.cached_tokens, first.model.output_tokens) == (50, 20, 7)
-    assert (first.model.provider, first.model.model, first.model.finish_reason) == ("openai", "m", "tool_calls")
+    assert (first.model.provider, first.model.model, first.model.finish_reason) == (
+        "openai",
+        "m",
+        "tool_calls",
+    )
     assert [(call.id, call.name, call.status, call.error_type) for call in first.tool_calls] == [
         ("c1", "weather", "ok", None),
         ("c2", "weather", "error", "TimeoutError"),
@@ -218,7 +232,11 @@ def test_files_of_any_shape_are_the_same(text: str):
 def test_protobuf_and_its_json_are_the_same():
     sent = message(request(SPANS, host__name="h"))
     as_json = json.loads(MessageToJson(sent))
-    assert spans_of_request(sent) == spans_of_request(as_json) == spans_of_request(request(SPANS, host__name="h"))
+    assert (
+        spans_of_request(sent)
+        == spans_of_request(as_json)
+        == spans_of_request(request(SPANS, host__name="h"))
+    )
     assert {span.clock for span in spans_of_request(sent)} == {"h"}
     (record,) = records(MessageToJson(sent))
     check(record)
@@ -235,8 +253,11 @@ def test_json_that_is_no_request_is_refused():
 
 
 def test_a_span_that_cannot_be_read_is_left_out():
-    assert spans_of_request(request([SPANS[0], {"name": "x"}, 5, SPANS[0] | {"startTimeUnixNano": "soon"}])) == (  # type: ignore[list-item]
-        spans_of_request(request(SPANS[:1]))
+    assert (
+        spans_of_request(request([SPANS[0], {"name": "x"}, 5, SPANS[0] | {"startTimeUnixNano": "soon"}]))
+        == (  # type: ignore[list-item]
+            spans_of_request(request(SPANS[:1]))
+        )
     )
 
 
@@ -259,7 +280,11 @@ def python_dump(span: dict[str, Any]) -> dict[str, Any]:
         plain[one["key"]] = int(value) if kind == "intValue" else value
     return {
         "name": span["name"],
-        "context": {"trace_id": "0x" + span["traceId"], "span_id": "0x" + span["spanId"], "trace_state": "[]"},
+        "context": {
+            "trace_id": "0x" + span["traceId"],
+            "span_id": "0x" + span["spanId"],
+            "trace_state": "[]",
+        },
         "kind": "SpanKind.CLIENT" if span["kind"] == 3 else "SpanKind.INTERNAL",
         "parent_id": "0x" + span["parentSpanId"] if span["parentSpanId"] else None,
         "start_time": iso(span["startTimeUnixNano"]),
@@ -306,7 +331,9 @@ def test_what_the_go_sdk_prints():
 def test_what_jaeger_s_api_says():
     spans = []
     for one in SPANS:
-        tags = [{"key": key, "type": "x", "value": value} for key, value in python_dump(one)["attributes"].items()]
+        tags = [
+            {"key": key, "type": "x", "value": value} for key, value in python_dump(one)["attributes"].items()
+        ]
         if one["status"]:
             tags.append({"key": "error", "type": "bool", "value": True})
         started = int(one["startTimeUnixNano"]) // 1000
@@ -315,7 +342,9 @@ def test_what_jaeger_s_api_says():
                 "traceID": TRACE,
                 "spanID": one["spanId"].lstrip("0"),
                 "operationName": one["name"],
-                "references": [{"refType": "CHILD_OF", "traceID": TRACE, "spanID": ROOT}] if one["parentSpanId"] else [],
+                "references": [{"refType": "CHILD_OF", "traceID": TRACE, "spanID": ROOT}]
+                if one["parentSpanId"]
+                else [],
                 "startTime": started,
                 "duration": int(one["endTimeUnixNano"]) // 1000 - started,
                 "tags": tags,
@@ -368,7 +397,18 @@ def test_other_files_are_not_recognised(text: str):
     assert not Otlp().recognises(text.encode(), Path("x"))
 
 
-@given(st.lists(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["resourceSpans", "scopeSpans", "spans", "attributes", "traceId", "context", "data", "trace", "events", "status", "SpanContext"]), inner), max_leaves=12)))  # fmt: skip
+_KEYS = st.sampled_from(
+    ["resourceSpans", "scopeSpans", "spans", "attributes", "traceId", "context", "data", "trace", "events"]
+    + ["status", "SpanContext", "batches", "resource", "key", "value", "startTimeUnixNano", "spanId"]
+)
+_ODD = st.recursive(
+    st.none() | st.text() | st.integers(),
+    lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner),
+    max_leaves=12,
+)
+
+
+@given(st.lists(_ODD))
 def test_odd_json_is_skipped_and_nothing_else(values: list[Any]):
     text = "".join(json.dumps(one) + "\n" for one in values) + json.dumps(request(SPANS)) + "\n"
     items, _ = read(text)
@@ -376,7 +416,9 @@ def test_odd_json_is_skipped_and_nothing_else(values: list[Any]):
 
 
 @given(
-    st.lists(st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)),
+    st.lists(
+        st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)
+    ),
     st.sampled_from([None, 2]),
     st.sampled_from(["lines", "array", "glued"]),
 )
@@ -423,12 +465,28 @@ AGENTS = [
     agents_span("f1", "turn", 105, 205, type="function", name="weather", input="{}", output="x"),
     agents_span("f2", "turn", 106, 306, type="function", name="people", input="{}", output=None)
     | {"error": {"message": "Error running tool", "data": {}}},
-    agents_span("turn", "ag", 2, 307, type="custom", name="turn", data={"sdk_span_type": "turn", "usage": usage(50, 7, 20)}),
+    agents_span(
+        "turn",
+        "ag",
+        2,
+        307,
+        type="custom",
+        name="turn",
+        data={"sdk_span_type": "turn", "usage": usage(50, 7, 20)},
+    ),
     agents_span("r", "ag", 310, 390, type="response", response_id="resp_1", usage=usage(60, 8, 0)),
     agents_span("guard", "ag", 390, 391, type="guardrail", name="g"),
     agents_span("ag", "task", 1, 398, type="agent", name="planner"),
-    agents_span("task", None, 0, 400, type="custom", name="task", data={"sdk_span_type": "task", "name": "Agent workflow", "usage": usage(110, 15, 20)}),
-]  # fmt: skip
+    agents_span(
+        "task",
+        None,
+        0,
+        400,
+        type="custom",
+        name="task",
+        data={"sdk_span_type": "task", "name": "Agent workflow", "usage": usage(110, 15, 20)},
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -451,7 +509,9 @@ def test_traces_of_openai_agents(text: str):
         "openai",
         "",
     )
-    assert [(one.model.input_tokens, one.model.cached_tokens, one.model.output_tokens) for one in record.rounds] == [
+    assert [
+        (one.model.input_tokens, one.model.cached_tokens, one.model.output_tokens) for one in record.rounds
+    ] == [
         (50, 20, 7),
         (60, 0, 8),
     ]
@@ -476,8 +536,14 @@ def test_a_handoff_of_openai_agents_stays_in_the_loop():
 
 def test_rows_of_openai_agents_that_are_none_are_counted():
     bad = agents_span("x", None, 0, 1, type="agent") | {"started_at": None}
-    items, skipped = read("\n".join([json.dumps(AGENTS[0]), json.dumps(bad), '{"a": 1}', "5x"]), OpenAIAgents())
+    items, skipped = read(
+        "\n".join([json.dumps(AGENTS[0]), json.dumps(bad), '{"a": 1}', "5x"]), OpenAIAgents()
+    )
     assert len(items) == 1
-    assert [one.reason for one in skipped] == ["a span without ids or times", "neither a trace nor a span of one", "not JSON"]
+    assert [one.reason for one in skipped] == [
+        "a span without ids or times",
+        "neither a trace nor a span of one",
+        "not JSON",
+    ]
     with pytest.raises(RecordError, match="no traces in it"):
         read("{}", OpenAIAgents())
