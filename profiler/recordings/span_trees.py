@@ -70,8 +70,8 @@ class Family:
 
 @dataclass(slots=True)
 class Families:
-    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans
-    without any model request that they could be of."""
+    """The loops found; `repeated` counts further tool spans of one call, `alone` tool spans without any model
+    request that they could be of."""
 
     found: list[Family]
     repeated: int = 0
@@ -140,10 +140,17 @@ def _ordered(nodes: list[Node]) -> list[Node]:
     return result
 
 
+def _maker(span: Span) -> str:
+    """What made a span: its instrumentation; where that is not written down, what it calls its spans tells."""
+    return span.scope or span.name
+
+
 def _same(outer: Node, inner: Node) -> bool:
     """Whether spans of two instrumentations, side by side, are of one request or call."""
     one, other = outer.span, inner.span
-    if one.scope == other.scope or one.clock != other.clock:
+    if _maker(one) == _maker(other) or one.clock != other.clock:
+        return False
+    if not one.scope and (outer.kind == "tool" or one.model != other.model):
         return False
     for name in ("request_id", "call_id", "model"):
         if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
@@ -157,7 +164,7 @@ def _same(outer: Node, inner: Node) -> bool:
     # Another span of that instrumentation in it, at the same time, is the one of that request.
     return not any(
         two.kind == inner.kind
-        and two.span.scope == other.scope
+        and _maker(two.span) == _maker(other)
         and two.span.started_ns < other.ended_ns
         and other.started_ns < (two.span.ended_ns or other.ended_ns)
         for two in outer.below
@@ -187,6 +194,7 @@ class _Sorter:
         self._asked = {id_ for node in nodes for id_, _ in node.span.calls if id_}
 
     def sort(self) -> Families:
+        self._name_calls()
         self._settle_kinds()
         self._pair()
         self._find_holders()
@@ -197,7 +205,41 @@ class _Sorter:
         for family in self._families:
             for members in (family.models, family.tools, family.agents):
                 members.sort(key=when)
+            self._once(family)
         return self._result
+
+    def _once(self, family: Family) -> None:
+        """Spans of one call at one time (of a client and its server, of two instrumentations) are one."""
+        latest: dict[str, Span] = {}
+        kept = []
+        for node in family.tools:
+            span = node.span
+            before = latest.get(span.call_id) if span.call_id else None
+            if before is not None and span.started_ns < (before.ended_ns or 2**63):
+                self._result.repeated += 1
+                continue
+            latest[span.call_id] = span
+            kept.append(node)
+        family.tools[:] = kept
+
+    def _name_calls(self) -> None:
+        """A span that is called as a call that a request asked for, where no tool's span is: the application
+        wrote down its tools in its own way."""
+        asked: dict[tuple[str, str], int] = {}
+        for node in self._nodes:
+            for _, name in node.span.calls:
+                key = (node.span.trace, name)
+                asked[key] = min(asked.get(key, 2**63), node.span.started_ns)
+        if not asked:
+            return
+        for node in self._nodes:
+            if node.kind == "tool":
+                asked.pop((node.span.trace, node.span.name), None)
+        for node in self._nodes:
+            if node.kind == "other" and node.span.started_ns >= asked.get(
+                (node.span.trace, node.span.name), 2**63
+            ):
+                node.kind = "tool"
 
     def _settle_kinds(self) -> None:
         """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent;
@@ -229,7 +271,7 @@ class _Sorter:
             if node.kind in ("model", "tool") and node.above is not None:
                 beside[id(node.above), node.kind].append(node)
         for nodes in beside.values():
-            if len({node.span.scope for node in nodes}) < 2:
+            if len({_maker(node.span) for node in nodes}) < 2:
                 continue
             nodes.sort(key=when)
             for index, inner in enumerate(nodes):

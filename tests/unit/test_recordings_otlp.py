@@ -398,8 +398,25 @@ def test_other_files_are_not_recognised(text: str):
 
 
 _KEYS = st.sampled_from(
-    ["resourceSpans", "scopeSpans", "spans", "attributes", "traceId", "context", "data", "trace", "events"]
-    + ["status", "SpanContext", "batches", "resource", "key", "value", "startTimeUnixNano", "spanId"]
+    [
+        "resourceSpans",
+        "scopeSpans",
+        "spans",
+        "attributes",
+        "traceId",
+        "context",
+        "data",
+        "trace",
+        "events",
+        "status",
+        "SpanContext",
+        "batches",
+        "resource",
+        "key",
+        "value",
+        "startTimeUnixNano",
+        "spanId",
+    ]
 )
 _ODD = st.recursive(
     st.none() | st.text() | st.integers(),
