@@ -140,17 +140,10 @@ def _ordered(nodes: list[Node]) -> list[Node]:
     return result
 
 
-def _maker(span: Span) -> str:
-    """What made a span: its instrumentation; where that is not written down, what it calls its spans tells."""
-    return span.scope or span.name
-
-
 def _same(outer: Node, inner: Node) -> bool:
     """Whether spans of two instrumentations, side by side, are of one request or call."""
     one, other = outer.span, inner.span
-    if _maker(one) == _maker(other) or one.clock != other.clock:
-        return False
-    if not one.scope and (outer.kind == "tool" or one.model != other.model):
+    if not (one.scope and other.scope) or one.scope == other.scope or one.clock != other.clock:
         return False
     for name in ("request_id", "call_id", "model"):
         if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
@@ -164,7 +157,7 @@ def _same(outer: Node, inner: Node) -> bool:
     # Another span of that instrumentation in it, at the same time, is the one of that request.
     return not any(
         two.kind == inner.kind
-        and _maker(two.span) == _maker(other)
+        and two.span.scope == other.scope
         and two.span.started_ns < other.ended_ns
         and other.started_ns < (two.span.ended_ns or other.ended_ns)
         for two in outer.below
@@ -271,7 +264,7 @@ class _Sorter:
             if node.kind in ("model", "tool") and node.above is not None:
                 beside[id(node.above), node.kind].append(node)
         for nodes in beside.values():
-            if len({_maker(node.span) for node in nodes}) < 2:
+            if len({node.span.scope for node in nodes}) < 2:
                 continue
             nodes.sort(key=when)
             for index, inner in enumerate(nodes):
