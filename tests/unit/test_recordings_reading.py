@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from profiler.recordings import reading
 from profiler.recordings.formats import Skipped, Source
@@ -143,3 +145,18 @@ def test_brackets_without_end_take_bounded_work(monkeypatch):
     found = read(b"{}[]" * 1000 + b"\n" + lines({"c": 1}), buffered=False)
     assert (1, NOT_JSON) in found
     assert found[-1] == [2, {"c": 1}]
+
+
+@given(
+    objects=st.lists(
+        st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)
+    ),
+    indent=st.sampled_from([None, 0, 2]),
+    shape=st.sampled_from(["lines", "array", "glued"]),
+)
+def test_values_are_cut_apart_however_they_are_written(objects, indent, shape):
+    if shape == "array":
+        text = json.dumps(objects, indent=indent)
+    else:
+        text = ("\n" if shape == "lines" else "").join(json.dumps(one, indent=indent) for one in objects)
+    assert [one[1] for one in read(text.encode())] == objects
