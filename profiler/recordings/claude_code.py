@@ -1,6 +1,7 @@
 """Sessions of Claude Code: `projects/<directory>/<session>.jsonl`, with a file of its own for each sub-agent.
 
-`read` takes of every line what is known of it; `profiler.recordings.claude_loops` makes loops of the lines.
+`read` takes of every line what is known of it; `claude_lines` puts the lines in their order, and
+`claude_loops` makes loops of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from profiler.recordings.claude_loops import (
+from profiler.recordings.claude_lines import (
     COMMAND,
     FAILED,
     GAVE_UP,
@@ -23,8 +24,8 @@ from profiler.recordings.claude_loops import (
     STOP,
     Line,
     in_order,
-    loops_of,
 )
+from profiler.recordings.claude_loops import loops_of
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source

@@ -1,8 +1,9 @@
 """Which spans make one loop: the trees of traces, and what belongs together in them.
 
-An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it. Below a
-tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole loop is
-its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one together.
+An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it.
+Below a tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole
+loop is its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one
+together.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from profiler.recordings.span import Kind, Span, packed
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it; `within`:
-    the nearest model request above it with neither of them between."""
+    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it;
+    `within`: the nearest model request above it with neither of them between."""
 
     span: Span
     kind: Kind
@@ -69,8 +70,8 @@ class Family:
 
 @dataclass(slots=True)
 class Families:
-    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans without any
-    model request that they could be of."""
+    """The loops found; `repeated` counts further tool spans of one call, `alone` tool spans without any model
+    request that they could be of."""
 
     found: list[Family]
     repeated: int = 0
@@ -142,7 +143,7 @@ def _ordered(nodes: list[Node]) -> list[Node]:
 def _same(outer: Node, inner: Node) -> bool:
     """Whether spans of two instrumentations, side by side, are of one request or call."""
     one, other = outer.span, inner.span
-    if one.scope == other.scope or one.clock != other.clock:
+    if not (one.scope and other.scope) or one.scope == other.scope or one.clock != other.clock:
         return False
     for name in ("request_id", "call_id", "model"):
         if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
@@ -186,6 +187,7 @@ class _Sorter:
         self._asked = {id_ for node in nodes for id_, _ in node.span.calls if id_}
 
     def sort(self) -> Families:
+        self._name_calls()
         self._settle_kinds()
         self._pair()
         self._find_holders()
@@ -196,11 +198,45 @@ class _Sorter:
         for family in self._families:
             for members in (family.models, family.tools, family.agents):
                 members.sort(key=when)
+            self._once(family)
         return self._result
 
+    def _once(self, family: Family) -> None:
+        """Spans of one call at one time (of a client and its server, of two instrumentations) are one."""
+        latest: dict[str, Span] = {}
+        kept = []
+        for node in family.tools:
+            span = node.span
+            before = latest.get(span.call_id) if span.call_id else None
+            if before is not None and span.started_ns < (before.ended_ns or 2**63):
+                self._result.repeated += 1
+                continue
+            latest[span.call_id] = span
+            kept.append(node)
+        family.tools[:] = kept
+
+    def _name_calls(self) -> None:
+        """A span that is called as a call that a request asked for, where no tool's span is: the application
+        wrote down its tools in its own way."""
+        asked: dict[tuple[str, str], int] = {}
+        for node in self._nodes:
+            for _, name in node.span.calls:
+                key = (node.span.trace, name)
+                asked[key] = min(asked.get(key, 2**63), node.span.started_ns)
+        if not asked:
+            return
+        for node in self._nodes:
+            if node.kind == "tool":
+                asked.pop((node.span.trace, node.span.name), None)
+        for node in self._nodes:
+            if node.kind == "other" and node.span.started_ns >= asked.get(
+                (node.span.trace, node.span.name), 2**63
+            ):
+                node.kind = "tool"
+
     def _settle_kinds(self) -> None:
-        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent; what
-        calls itself a tool call, without an id, around calls that have theirs, only holds them."""
+        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent;
+        what calls itself a tool call, without an id, around calls that have theirs, only holds them."""
         below: dict[int, _Below] = {id(node): _Below() for node in self._nodes}
         for node in reversed(self._nodes):
             here = below[id(node)]
@@ -350,7 +386,7 @@ class _Sorter:
             if home is None or any(one.kind == "tool" and one.holder is not None for one in of(home)):
                 homeless.append(tool)
                 continue
-            # A loop ends with a request that asks for nothing: one whose last event is a call goes on elsewhere.
+            # A loop ends with a request that asks for nothing: where a call comes last it goes on elsewhere.
             higher = home
             while of(home)[-1].kind == "tool" and higher.above is not None:
                 higher = higher.above

@@ -17,10 +17,9 @@ from profiler.recordings.spans import Span, loops_of, packed, unpacked
 MS = 1_000_000
 
 
-def span(kind: Any, id: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
-    values: dict[str, Any] = {"trace": "t", "name": id} | more
+def span(kind: Any, id_: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
+    values: dict[str, Any] = {"trace": "t", "id": id_, "name": id_} | more
     return Span(
-        id=id,
         parent=parent,
         kind=kind,
         started_ns=int(started * MS),
@@ -29,16 +28,16 @@ def span(kind: Any, id: str, started: float, ended: float | None, parent: str = 
     )
 
 
-def agent(id: str, started: float, ended: float | None, parent: str = "", **more: Any) -> Span:
-    return span("agent", id, started, ended, parent, **({"agent": id} | more))
+def agent(id_: str, started: float, ended: float | None, parent: str = "", **more: Any) -> Span:
+    return span("agent", id_, started, ended, parent, **({"agent": id_} | more))
 
 
-def model(id: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
-    return span("model", id, started, ended, parent, **({"provider": "openai", "model": "m"} | more))
+def model(id_: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
+    return span("model", id_, started, ended, parent, **({"provider": "openai", "model": "m"} | more))
 
 
-def tool(id: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
-    return span("tool", id, started, ended, parent, **more)
+def tool(id_: str, started: float, ended: float | None, parent: str = "a", **more: Any) -> Span:
+    return span("tool", id_, started, ended, parent, **more)
 
 
 PLAIN = (
@@ -224,21 +223,24 @@ def test_a_first_token_of_another_clock_is_none():
 
 
 def test_two_instrumentations_side_by_side_are_one_request():
+    one, other = {"scope": "x"}, {"scope": "y"}
     loop = only(
-        agent("a", 0, 100, scope="x"),
-        model("m1", 1, 20, scope="x", first_token_ns=9 * MS),
-        model("n1", 2, 19, scope="y", input_tokens=5),
-        tool("t1", 21, 50, scope="x"),
-        model("m2", 61, 90, scope="x"),
-        model("n2", 62, 91, scope="y", input_tokens=6),
+        agent("a", 0, 100),
+        model("m1", 1, 20, **one, first_token_ns=9 * MS),
+        model("n1", 2, 19, **other, input_tokens=5),
+        tool("t1", 21, 50),
+        model("m2", 61, 90, **one),
+        model("n2", 62, 91, **other, input_tokens=6),
     )
     assert shape(loop) == [["t1"], []]
     assert [round_.model.input_tokens for round_ in loop.rounds] == [5, 6]
 
 
 def test_requests_at_once_of_one_instrumentation_are_several():
-    loop = only(agent("a", 0, 100, scope="x"), model("m1", 1, 20, scope="x"), model("m2", 2, 19, scope="x"))
-    assert len(loop.rounds) == 2
+    for scope in ("x", ""):
+        more = {"scope": scope, "name": "chat m"}
+        loop = only(agent("a", 0, 100), model("m1", 1, 20, **more), model("m2", 2, 19, **more))
+        assert len(loop.rounds) == 2
 
 
 def test_a_failed_request_and_the_next_are_attempts_of_one_round():
@@ -316,9 +318,28 @@ def test_a_request_that_holds_requests_and_calls_is_an_agent():
 
 
 def test_a_tool_inside_the_tool_is_the_same_call():
-    spans = (*PLAIN, tool("inner", 23, 49, "t1", name="t1"))
+    spans = (*PLAIN, tool("t1", 23, 49, "t1", id="inner"))
     assert shape(only(*spans)) == [["t1", "t2"], []]
-    assert skipped(*spans) == {"a tool's span inside the span of the same call": 1}
+    assert skipped(*spans) == {"a second span of the same tool call": 1}
+
+
+def test_spans_of_one_call_at_one_time_are_one_and_later_ones_are_not():
+    spans = (*PLAIN, tool("t1", 22, 51, id="x", call_id="c1"), tool("t1", 55, 58, id="y", call_id="c1"))
+    assert shape(only(*spans)) == [["t1", "t2", "t1"], []]
+    assert skipped(*spans) == {"a second span of the same tool call": 1}
+
+
+def test_spans_of_the_application_s_own_that_are_named_as_calls_are_calls():
+    loop = only(
+        span("other", "POST /chat", 0, 100, ""),
+        model("m1", 1, 20, "POST /chat", calls=(("c1", "weather"), ("c2", "people"))),
+        span("other", "s1", 21, 50, "POST /chat", name="weather"),
+        span("other", "s2", 22, 60, "POST /chat", name="people"),
+        span("other", "s3", 23, 30, "s1", name="query"),
+        model("m2", 61, 90, "POST /chat"),
+    )
+    assert shape(loop) == [["weather", "people"], []]
+    assert loop.rounds[0].unobserved == ()
 
 
 def test_a_tool_around_calls_with_ids_only_holds_them():
