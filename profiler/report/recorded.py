@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from profiler.limits.quotas import window_words
 from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
-from profiler.rundir import Recording, Run
+from profiler.rundir import Anchor, Recording, Run
 from profiler.statistics.recorded import MOST_TICKS, RecordedFigures, recorded_figures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
@@ -47,7 +49,7 @@ def render_recorded(
     `path` is the run directory as the user would type it. Without `tally`, for a caller that has said where
     the records are from, it is the verdict alone.
     """
-    said = words(recorded_figures(records, run.recording), run.recording)
+    said = words(recorded_figures(records, run.recording), run.recording, run.anchor)
     lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
@@ -62,8 +64,10 @@ def render_recorded(
     return "\n".join([*lines[:room], *more, ""])
 
 
-def words(figures: RecordedFigures, recording: Recording | None = None) -> Words:
-    """The verdict. Without a `recording` nothing is known of what was read."""
+def words(
+    figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
+) -> Words:
+    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
     return Words(
         [
             *_concurrency(figures),
@@ -73,7 +77,7 @@ def words(figures: RecordedFigures, recording: Recording | None = None) -> Words
             *_quotas(figures),
         ],
         list(_cannot(figures, recording)),
-        list(_from(figures, recording)),
+        list(_from(figures, recording, anchor)),
     )
 
 
@@ -254,7 +258,7 @@ def _whose(one: QuotaShare) -> str:
 # Where it is from.
 
 
-def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
+def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None) -> Iterator[str]:
     sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
     inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
     door = DOORS[recording.door] if recording else "recorded"
@@ -262,6 +266,8 @@ def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str
         f"{door} ({sources}): {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
         f"{counted(sum(one.calls for one in figures.tools), 'call')}"
     )
+    if anchor is not None and figures.began_ns is not None and figures.ended_ns is not None:
+        yield f"Loops from {_date(anchor, figures.began_ns)} to {_date(anchor, figures.ended_ns)} UTC"
     yield _calls(figures, recording)
     if recording is None:
         return
@@ -270,6 +276,13 @@ def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str
         yield f"Read: {kept}; {_skipped(recording)}"
     for one in recording.notes:
         yield clean(one, 300).rstrip(".")
+
+
+def _date(anchor: Anchor, at_ns: int) -> str:
+    seconds = anchor.unix(at_ns) // 10**9
+    with contextlib.suppress(OverflowError, ValueError, OSError):  # a clock that was never set
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    return f"{seconds} s"
 
 
 def _calls(figures: RecordedFigures, recording: Recording | None) -> str:

@@ -152,7 +152,8 @@ class RecordedFigures:
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
-    counts tries. `unobserved_calls`, `ambiguous_calls` and `orphan_calls` are as in `LoopRecord`.
+    counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls` and
+    `orphan_calls` are as in `LoopRecord`.
     """
 
     loops: int
@@ -161,6 +162,8 @@ class RecordedFigures:
     called: int
     sources: dict[str, int]
     resolution_ns: int
+    began_ns: int | None
+    ended_ns: int | None
     loop_seconds: float
     totals: Sums
     parallel_measured: Sums
@@ -216,6 +219,8 @@ class Recorded:
         self._loops = self._nested = self._rounds = self._called = self._parallel = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
+        self._began_ns: int | None = None
+        self._ended_ns: int | None = None
         self._loop_ns = 0
         self._totals, self._measured = Adding(), Adding()
         self._concluded = _Concluded()
@@ -241,6 +246,10 @@ class Recorded:
         self._loops += 1
         self._sources[record.source] = self._sources.get(record.source, 0) + 1
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
+        if self._began_ns is None or record.started_ns < self._began_ns:
+            self._began_ns = record.started_ns
+        if self._ended_ns is None or record.ended_ns > self._ended_ns:
+            self._ended_ns = record.ended_ns
         self._unobserved += record.unobserved_calls
         self._ambiguous += record.ambiguous_calls
         self._orphans += record.orphan_calls
@@ -301,7 +310,8 @@ class Recorded:
                 self._bound += 1
                 if times is not None and times.overlap == "upper bound":
                     self._bounded.add(times)
-                self._phase(record, round_)
+                if not never_ended:
+                    self._phase(record, round_)
             elif never_ended or times is None:
                 self._open += 1
             elif waiting:
@@ -375,6 +385,8 @@ class Recorded:
             called=self._called,
             sources=dict(self._sources),
             resolution_ns=self._resolution_ns,
+            began_ns=self._began_ns,
+            ended_ns=self._ended_ns,
             loop_seconds=self._loop_ns / 1e9,
             totals=self._totals.result(),
             parallel_measured=self._measured.result(),

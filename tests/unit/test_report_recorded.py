@@ -163,6 +163,8 @@ def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_the
     assert "gathered it would have taken 25 % less" in page
     assert "33 % of the rounds of several calls have upper bounds" in page
     assert "Client health: the loops ran in another program" in page
+    assert "those of 3 of 3 replies are not known" in page
+    assert "Records hold no date" not in page
     table = re.findall(r'id="table-tools".*?</table>', page, re.DOTALL)[0]
     (row,) = re.findall(r"<bdi>fetch</bdi>.*?</tr>", table)
     cells = re.sub(r"<[^>]+>", " ", row).split()

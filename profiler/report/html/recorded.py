@@ -34,7 +34,7 @@ ABSENT = (
 
 def verdict(figures: RecordedFigures, run: Run | None, of_loops: Sequence[str] = ()) -> str:
     """The sentences, those `of_loops` among them; what cannot be told; where all of it is from."""
-    said = words(figures, None if run is None else run.recording)
+    said = words(figures) if run is None else words(figures, run.recording, run.anchor)
     lead, *others = said.found or ["There is nothing to say"]
     parts = [f'<p class="verdict lead">{text(f"{lead}.", 2000)}</p>']
     parts += [f'<p class="verdict">{text(f"{one}.", 2000)}</p>' for one in others]
