@@ -341,6 +341,9 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
             f"how long {counted(bounds, 'call')} took: when {'it' if bounds == 1 else 'they'} started is not "
             "recorded, so the time since the model asked is an upper bound, with any approval and wait inside"
         )
+    never = sum(one.never_ended for one in figures.tools)
+    if never:
+        yield f"how long {counted(never, 'call')} took of which no end was recorded"
     short = sum(one.unresolved for one in figures.tools)
     if short:
         yield f"differences between {counted(short, 'call')} of fewer than {MOST_TICKS} ticks of the clock"
@@ -360,7 +363,10 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
             else "how near a quota was"
         )
     else:
-        yield "what other clients of the same key used of the quota"
+        clocks = recording.clocks if recording else 1
+        yield "what other clients of the same key used of the quota" + (
+            f"; windows are of {clocks} clocks, which may differ" if clocks > 1 else ""
+        )
     if not figures.waits.requests_with_attempts:
         yield "waits between tries of a request: no tries are in the recording, only requests"
     if not figures.first_token.count:
@@ -371,6 +377,15 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
     if figures.ambiguous_calls or figures.orphan_calls:
         odd = figures.ambiguous_calls + figures.orphan_calls
         yield f"which round {counted(odd, 'call')} belonged to: what is recorded of them leaves it open"
+    if figures.rounds_dropped:
+        yield f"{counted(figures.rounds_dropped, 'round')} at the start of loops that were too long to keep"
+    if figures.unreadable:
+        yield f"{counted(figures.unreadable, 'part')} of replies that could not be understood"
+    if figures.untimed_server_tools:
+        yield (
+            f"how long {counted(figures.untimed_server_tools, 'call')} took of tools that the model's server "
+            "ran itself: that time is the model's here"
+        )
     yield "what people and programs did between loops: that time is in none"
 
 

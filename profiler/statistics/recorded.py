@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from profiler.anatomy import server_tool_runs
 from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
@@ -152,8 +153,8 @@ class RecordedFigures:
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
-    counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls` and
-    `orphan_calls` are as in `LoopRecord`.
+    counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
+    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`.
     """
 
     loops: int
@@ -187,6 +188,9 @@ class RecordedFigures:
     unobserved_calls: int
     ambiguous_calls: int
     orphan_calls: int
+    rounds_dropped: int
+    unreadable: int
+    untimed_server_tools: int
 
 
 @dataclass(slots=True)
@@ -235,6 +239,7 @@ class Recorded:
         self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
         self._first_token, self._tokens_derived = Samples(), 0
         self._unobserved = self._ambiguous = self._orphans = 0
+        self._dropped = self._unreadable = self._untimed = 0
 
     def seen(self, records: Iterable[LoopRecord]) -> Iterator[LoopRecord]:
         """The same records, each added as it passes."""
@@ -253,6 +258,7 @@ class Recorded:
         self._unobserved += record.unobserved_calls
         self._ambiguous += record.ambiguous_calls
         self._orphans += record.orphan_calls
+        self._dropped += record.rounds_dropped
         concluded = self._concluded
         if record.parent is not None:
             self._nested += 1
@@ -360,6 +366,9 @@ class Recorded:
         if model.attempts or model.error_type is not None:
             self._refused += len(model.refusals)
         self._resends += model.resends
+        self._unreadable += model.unreadable
+        if model.server_tools:
+            self._untimed += len(model.server_tools) - len(server_tool_runs(model))
         if model.first_token_ns is not None and "started_ns" not in model.unknown:
             self._first_token.add(model.first_token_ns - model.started_ns)
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
@@ -412,6 +421,9 @@ class Recorded:
             unobserved_calls=self._unobserved,
             ambiguous_calls=self._ambiguous,
             orphan_calls=self._orphans,
+            rounds_dropped=self._dropped,
+            unreadable=self._unreadable,
+            untimed_server_tools=self._untimed,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:

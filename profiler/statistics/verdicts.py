@@ -510,4 +510,7 @@ def _holds(outcomes: Sequence[Outcome]) -> bool | None:
 
 
 def _names(measured: Sequence[Measured]) -> str:
-    return ", ".join(f"{group.strategy} with {group.users}" for group in measured) or "none"
+    return (
+        ", ".join(f"{one.strategy} with {one.users}" if one.users else one.strategy for one in measured)
+        or "none"
+    )

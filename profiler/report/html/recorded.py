@@ -148,7 +148,8 @@ def facts(figures: RecordedFigures, run: Run | None) -> list[str]:
     """`imported (otel)`, as HTML."""
     sources = ", ".join(clean(one, LONGEST) for one in figures.sources if one)
     door = DOORS[run.recording.door] if run is not None and run.recording is not None else "recorded"
-    return [text(f"{door} ({sources})" if sources else door, 200)]
+    shown = [text(f"{door} ({sources})" if sources else door, 200)]
+    return shown if run is None or run.finished else [*shown, "still being recorded, or cut short"]
 
 
 def render_empty(run: Run) -> str:

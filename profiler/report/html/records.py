@@ -277,7 +277,8 @@ def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
 
 _NO_DATE = (
     "Records hold no date: times count from the start of the first loop, by the clock of the machine that "
-    "ran it. Of records of several machines, or from before and after a restart, only durations mean anything."
+    "ran it. Of records of several machines, or from before and after a restart, only durations mean "
+    "anything."
 )
 
 
