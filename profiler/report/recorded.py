@@ -12,9 +12,10 @@ from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
 from profiler.rundir import Anchor, Recording, Run
-from profiler.statistics.recorded import MOST_TICKS, RecordedFigures, recorded_figures
+from profiler.statistics.recorded import RecordedFigures, recorded_figures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
+from profiler.statistics.tool_latency import MOST_TICKS
 from profiler.statistics.usage import QuotaShare
 
 MOST_LINES = 25

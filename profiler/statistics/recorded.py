@@ -17,91 +17,16 @@ from typing import Literal
 from profiler.anatomy import server_tool_runs
 from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Recording
 from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
+from profiler.statistics.tool_latency import MOST_TICKS, Tool, ToolLatency
 from profiler.statistics.usage import QuotaShare, Usage
 
-MOST_TICKS = 10
-"""Durations of fewer ticks of the clock are not resolved."""
 MOST_TOOLS = 1000
 """Tools that are told apart: a model may make up names."""
 OTHERS = "(others)"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolLatency:
-    """The calls of one tool. `latency` is of durations that are none of an upper bound, `derived` of these.
-
-    `upper_bounds`, `never_ended`, `never_started` and `waits` (`ToolCall.wait`) have no latency; `unresolved`
-    ones have, of fewer than `MOST_TICKS` ticks. `failed` are those that did not end well.
-    """
-
-    name: str
-    calls: int
-    latency: Percentiles
-    derived: int
-    unresolved: int
-    upper_bounds: int
-    never_ended: int
-    never_started: int
-    waits: int
-    failed: int
-
-
-class _Tool:
-    __slots__ = (
-        "calls",
-        "derived",
-        "failed",
-        "never_ended",
-        "never_started",
-        "samples",
-        "short",
-        "upper",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        self.samples = Samples()
-        self.calls = self.derived = self.failed = self.short = 0
-        self.never_ended = self.never_started = self.upper = self.waits = 0
-
-    def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
-        """A call that took so long, at most; None: it never started, or never ended."""
-        self.calls += 1
-        if call.status != "ok":
-            self.failed += 1
-        if took is None:
-            if call.started_ns is None:
-                self.never_started += 1
-            else:
-                self.never_ended += 1
-        elif call.upper_bound:
-            self.upper += 1
-        elif call.wait:
-            self.waits += 1
-        else:
-            self.samples.add(took)
-            if took < MOST_TICKS * resolution_ns:
-                self.short += 1
-            if call.derived and ("started_ns" in call.derived or "ended_ns" in call.derived):
-                self.derived += 1
-
-    def result(self, name: str) -> ToolLatency:
-        return ToolLatency(
-            name,
-            self.calls,
-            Percentiles.of(self.samples),
-            self.derived,
-            self.short,
-            self.upper,
-            self.never_ended,
-            self.never_started,
-            self.waits,
-            self.failed,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +158,7 @@ class Recorded:
         self._bounded = Adding()
         self._bound = self._open = self._waiting = self._unresolved = 0
         self._proxied_ns, self._proxied = 0, Samples()
-        self._tools: dict[str, _Tool] = {}
+        self._tools: dict[str, Tool] = {}
         self._usage: dict[tuple[str, str], Usage] = {}
         self._limits = StatedLimits()
         self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
@@ -302,7 +227,7 @@ class Recorded:
             tool = self._tools.get(call.name)
             if tool is None:
                 name = call.name if len(self._tools) < MOST_TOOLS else OTHERS
-                tool = self._tools.setdefault(name, _Tool())
+                tool = self._tools.setdefault(name, Tool())
             tool.add(call, took, record.resolution_ns)
         times = times_of(spans, upper_bound)
         place: _Place = "alone" if several < 2 else "among"

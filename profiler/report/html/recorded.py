@@ -9,9 +9,10 @@ from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
-from profiler.statistics.recorded import MOST_TICKS, Recorded, RecordedFigures
+from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.rounds import LIMITS, Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
+from profiler.statistics.tool_latency import MOST_TICKS
 
 ABOUT_CALLS = (
     "Rounds that made several calls. Busy is for how long any of them ran; gathered, and a limit of so many "
