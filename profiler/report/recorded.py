@@ -95,6 +95,8 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
             f"({counted(figures.called, 'round')} had one call)"
         )
         return
+    if figures.proxied.rounds:
+        yield _proxied(figures)
     left_out = _left_out(figures)
     turn, overlapped = figures.in_turn, figures.overlapped
     if turn.rounds:
@@ -106,21 +108,25 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
     elif not turn.rounds:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded
-    if bounded.rounds:
+    if bounded.rounds > figures.proxied.rounds:
         # The work less the time that any call ran: a call that started later overlaps less, never more.
         yield (
             f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
             f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
         )
-    if figures.proxied.rounds:
-        walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)
-        tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
-        yield (
-            f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long "
-            f"each group took is exact (half at most {duration(walls.p50)}{tail}, {in_all} in all); how long "
-            "a call of it took is not, nor what gathering would change "
-            "(--mcp-upstream sees each call of an MCP server)"
-        )
+
+
+def _proxied(figures: RecordedFigures) -> str:
+    walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
+    tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
+    share = (
+        f", {percent(in_all / figures.loop_seconds)} of the time of the loops" if figures.loop_seconds else ""
+    )
+    return (
+        f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long each group "
+        f"took is exact (half at most {duration(walls.p50)}{tail}, {duration(in_all)} in all{share}); how long a "
+        "call of it took is not, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
+    )
 
 
 def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> Iterator[str]:
@@ -263,8 +269,9 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
     sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
     inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
     door = DOORS[recording.door] if recording else "recorded"
+    what = door if sources == "proxy" else f"{door} ({sources})"
     yield (
-        f"{door} ({sources}): {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
+        f"{what}: {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
         f"{counted(sum(one.calls for one in figures.tools), 'call')}"
     )
     if anchor is not None and figures.began_ns is not None and figures.ended_ns is not None:
@@ -276,7 +283,8 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
         kept = ", ".join(f"{count:,} ({clean(what, 80)})" for what, count in recording.read.items())
         yield f"Read: {kept}; {_skipped(recording)}"
     for one in recording.notes:
-        yield clean(one, 300).rstrip(".")
+        note = clean(one, 300).rstrip(".")
+        yield note[:1].upper() + note[1:]
 
 
 def _date(anchor: Anchor, at_ns: int) -> str:
@@ -357,12 +365,10 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
             "failed ones were kept rather than others, latencies are not those of all either"
         )
     elif not figures.quotas:
-        yield (
-            "how near a quota was: no rate-limit headers are in the recording (profiler report RUN --quota "
-            "500rpm,30000itpm holds it against one)"
-            if not figures.untold
-            else "how near a quota was"
-        )
+        why = "no rate-limit headers are in the recording"
+        if figures.headers:
+            why = "the headers in the recording state none that is told, or none that limits anybody"
+        yield f"how near a quota was: {why} (profiler report RUN --quota 500rpm,30000itpm holds it against one)"
     else:
         clocks = recording.clocks if recording else 1
         yield "what other clients of the same key used of the quota" + (

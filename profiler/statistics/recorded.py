@@ -79,7 +79,8 @@ class RecordedFigures:
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
-    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`.
+    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`: some
+    response stated limits, though perhaps such as limit nobody.
     """
 
     loops: int
@@ -110,6 +111,7 @@ class RecordedFigures:
     quotas: tuple[QuotaShare, ...]
     quota_source: str
     untold: tuple[str, ...]
+    headers: bool
     unobserved_calls: int
     ambiguous_calls: int
     orphan_calls: int
@@ -343,6 +345,7 @@ class Recorded:
             quotas=shares,
             quota_source="" if known is None else known.source,
             untold=() if known is None else tuple(one.words for one in known.untold),
+            headers=self._limits.any,
             unobserved_calls=self._unobserved,
             ambiguous_calls=self._ambiguous,
             orphan_calls=self._orphans,

@@ -122,6 +122,19 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     assert "what other clients of the same key used of the quota" in said.cannot
 
 
+def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -> None:
+    draft = loop([bound("a", 100, 300), bound("b", 100, 300)], source="proxy")
+    asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
+    draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
+    first, second, *others = found(draft)
+    assert first.startswith(
+        "1 round of several calls came through the proxy: how long each group took is exact (half at most "
+        "200 ms, 200 ms in all, 67 % of the time of the loops); how long a call of it took is not"
+    )
+    assert second.startswith("Nothing can be said about running calls at once: 100 %")
+    assert others == []
+
+
 @pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], width: int) -> None:
