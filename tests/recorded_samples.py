@@ -200,10 +200,7 @@ def otlp() -> list[dict]:
         spans = []
         for id, kind, name, start, end in _spans(trace):
             attributes = [
-                {
-                    "key": key,
-                    "value": {"intValue": str(value)} if type(value) is int else {"stringValue": value},
-                }
+                {"key": key, "value": {"intValue": str(value)} if type(value) is int else {"stringValue": value}}
                 for key, value in _attributes(kind, name, id).items()
             ]
             spans.append(

@@ -119,13 +119,12 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
 def _proxied(figures: RecordedFigures) -> str:
     walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
     tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
-    share = (
-        f", {percent(in_all / figures.loop_seconds)} of the time of the loops" if figures.loop_seconds else ""
-    )
+    share = f", {percent(in_all / figures.loop_seconds)} of the loops' time" if figures.loop_seconds else ""
     return (
-        f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long each group "
-        f"took is exact (half at most {duration(walls.p50)}{tail}, {duration(in_all)} in all{share}); how long a "
-        "call of it took is not, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
+        f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long each "
+        f"group took is exact (half at most {duration(walls.p50)}{tail}, {duration(in_all)} in all{share}); how "
+        "long a call of it took is not, nor what gathering would change (--mcp-upstream sees each call of an "
+        "MCP server)"
     )
 
 
@@ -368,7 +367,8 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
         why = "no rate-limit headers are in the recording"
         if figures.headers:
             why = "the headers in the recording state none that is told, or none that limits anybody"
-        yield f"how near a quota was: {why} (profiler report RUN --quota 500rpm,30000itpm holds it against one)"
+        how = "profiler report RUN --quota 500rpm,30000itpm holds it against one"
+        yield f"how near a quota was: {why} ({how})"
     else:
         clocks = recording.clocks if recording else 1
         yield "what other clients of the same key used of the quota" + (

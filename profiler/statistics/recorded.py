@@ -79,8 +79,8 @@ class RecordedFigures:
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
-    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`: some
-    response stated limits, though perhaps such as limit nobody.
+    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
+    some response stated limits, though perhaps such as limit nobody.
     """
 
     loops: int

@@ -59,9 +59,7 @@ class Notes:
             if row.get("defect"):
                 raise ZeroDivisionError
             at = item.at_ns
-            model = ModelDraft(
-                "openai", row.get("model", "m"), at, at + MS, input_tokens=row.get("tokens", 1)
-            )
+            model = ModelDraft("openai", row.get("model", "m"), at, at + MS, input_tokens=row.get("tokens", 1))
             call = CallDraft(row.get("name", "f"), "c", None, at + 2 * MS, at + 3 * MS, key=row.get("key"))
             loop.rounds.append(RoundDraft(model, [call]))
             loop.spawned_by = row.get("spawned_by", loop.spawned_by)
@@ -255,7 +253,9 @@ def test_import_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
 def expected(source: str) -> list[list[object]]:
     """[start, calls with their starts and durations] of each loop of a sample, ms."""
     start = {"look": 1010, "weigh": 1010}
-    return [[at, sorted([name, at + start[name], took - 10] for name, took in CALLS)] for at in (0, 600_000)]
+    return [
+        [at, sorted([name, at + start[name], took - 10] for name, took in CALLS)] for at in (0, 600_000)
+    ]
 
 
 def shape(records: Sequence[LoopRecord]) -> list[list[object]]:

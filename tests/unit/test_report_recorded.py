@@ -129,7 +129,7 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
     first, second, *others = found(draft)
     assert first.startswith(
         "1 round of several calls came through the proxy: how long each group took is exact (half at most "
-        "200 ms, 200 ms in all, 67 % of the time of the loops); how long a call of it took is not"
+        "200 ms, 200 ms in all, 67 % of the loops' time); how long a call of it took is not"
     )
     assert second.startswith("Nothing can be said about running calls at once: 100 %")
     assert others == []
