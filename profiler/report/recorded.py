@@ -96,7 +96,7 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         )
         return
     if figures.proxied.rounds:
-        yield _proxied(figures)
+        yield from _proxied(figures)
     left_out = _left_out(figures)
     turn, overlapped = figures.in_turn, figures.overlapped
     if turn.rounds:
@@ -116,15 +116,15 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         )
 
 
-def _proxied(figures: RecordedFigures) -> str:
+def _proxied(figures: RecordedFigures) -> Iterator[str]:
     walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
     tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
     share = f", {percent(in_all / figures.loop_seconds)} of the loops' time" if figures.loop_seconds else ""
-    return (
-        f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long each "
-        f"group took is exact (half at most {duration(walls.p50)}{tail}, {duration(in_all)} in all{share}); how "
-        "long a call of it took is not, nor what gathering would change (--mcp-upstream sees each call of an "
-        "MCP server)"
+    rounds = counted(figures.proxied.rounds, "round")
+    yield f"{rounds} of several calls took {duration(in_all)} in all{share}: of each group this is exact"
+    yield (
+        f"Half of these groups took at most {duration(walls.p50)}{tail}; how long a call of one took is not "
+        "known, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
     )
 
 
