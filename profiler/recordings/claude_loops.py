@@ -9,38 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from profiler.recordings.claude_lines import (
+    COMMAND,
+    GAVE_UP,
+    NOTICE,
+    PROMPT,
+    REPLY,
+    RESULTS,
+    SHOWN,
+    STOP,
+    Line,
+    parts_of,
+)
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import AGENT_TOOLS, WAITS
+from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, UNLINKED, WAITS
 from profiler.records import Attempt, ServerToolCall
 
-REPLY, RESULTS, STOP, FAILED, GAVE_UP = "reply", "results", "stop", "failed", "gave up"
-NOTICE, SHOWN, COMMAND, PROMPT = "notice", "shown", "command", "prompt"
-
-_ORDER = {
-    kind: place
-    for place, kind in enumerate((REPLY, RESULTS, FAILED, GAVE_UP, STOP, NOTICE, SHOWN, COMMAND, PROMPT))
-}
-"""Of lines of one time: what can only come after another."""
+_UNFINISHED = ("tool_use", "pause_turn")
+"""Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
 
 COPIED = "replies that are copies of another session's (resumed or forked)"
-RESULT_ALONE = "results of calls that are not in the recording"
-UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
-
-
-class Line(NamedTuple):
-    """What a line of a session tells. `body` is of the kind (`claude_code`)."""
-
-    at_ns: int
-    kind: str
-    session: str
-    agent: str
-    side: bool
-    uuid: str
-    parent: str
-    body: list[Any]
 
 
 @dataclass(slots=True)
@@ -57,8 +48,9 @@ class _Loop:
 
     @property
     def answered(self) -> bool:
-        """Its last reply asked for nothing more."""
-        return bool(self.draft.rounds) and not self.draft.rounds[-1].calls
+        """Its last reply is whole, and asked for nothing more."""
+        last = self.draft.rounds[-1] if self.draft.rounds else None
+        return last is not None and not last.calls and last.model.finish_reason not in _UNFINISHED
 
 
 @dataclass(slots=True)
@@ -75,7 +67,7 @@ class _Asked:
 
 def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator[LoopDraft | Skipped]:
     """The loops of all lines of the sessions that have replies in common."""
-    parts = _parts(_with_names(lines))
+    parts = parts_of(lines)
     seen: set[str] = set()
     copies = alone = unlinked = 0
     asked: list[_Asked] = []
@@ -89,10 +81,10 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
         asked += thread.asked
         threads.append(thread)
     for thread in threads:
-        for loop in thread.loops:
-            if thread.agent:
-                unlinked += not _link(loop, thread.agent, asked)
-            yield loop.draft
+        if thread.agent:
+            unlinked += sum(not _link(loop, thread.agent, asked) for loop in thread.loops)
+    for thread in threads:
+        yield from (loop.draft for loop in thread.loops)
     for reason, number, kept in (
         (COPIED, copies, False),
         (RESULT_ALONE, alone, False),
@@ -100,55 +92,6 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
     ):
         if number:
             yield Skipped(reason, number, kept=kept)
-
-
-def _with_names(lines: Sequence[Line]) -> list[Line]:
-    """The lines, each reply's named by its message, and by its request where several share one id."""
-    requests: dict[str, set[str]] = {}
-    for line in lines:
-        if line.kind == REPLY:
-            requests.setdefault(line.body[0], set()).add(line.body[1])
-    several = {id_ for id_, found in requests.items() if len(found - {""}) > 1}
-
-    def named(line: Line) -> Line:
-        id_, request, *rest = line.body
-        name = f"{id_}:{request}" if id_ in several else id_ or line.uuid
-        return line._replace(body=[name, request, *rest])
-
-    return [named(line) if line.kind == REPLY else line for line in lines]
-
-
-def _parts(lines: Sequence[Line]) -> list[tuple[tuple[str, str], list[Line]]]:
-    """The lines of each session, and of each sub-agent; who went on alone first comes first."""
-    ordered = sorted(lines, key=lambda line: (line.at_ns, _ORDER.get(line.kind, 0)))
-    chains = _chains(ordered)
-    parts: dict[tuple[str, str], list[Line]] = {}
-    holders: dict[str, set[str]] = {}
-    for line in ordered:
-        agent = line.agent
-        if line.side and not agent:
-            agent = chains.get(line.uuid, "side")
-        parts.setdefault((line.session, agent if line.side or agent else ""), []).append(line)
-        if line.kind == REPLY:
-            holders.setdefault(line.body[0], set()).add(line.session)
-
-    def alone_ns(part: list[Line]) -> int:
-        own = [one.at_ns for one in part if one.kind == REPLY and len(holders[one.body[0]]) == 1]
-        return min(own, default=2**63)
-
-    return sorted(parts.items(), key=lambda part: (part[0][1] != "", alone_ns(part[1]), part[0]))
-
-
-def _chains(ordered: Sequence[Line]) -> dict[str, str]:
-    """Older versions have sub-agents among the session's lines, without names: each is a chain of its own."""
-    roots: dict[str, str] = {}
-    latest = ""
-    for line in ordered:
-        if not line.side or line.agent:
-            continue
-        latest = roots.get(line.parent) or (latest if line.parent and latest else line.uuid or "side")
-        roots[line.uuid] = latest
-    return roots
 
 
 def _link(loop: _Loop, agent: str, asked: list[_Asked]) -> bool:

@@ -238,6 +238,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         "error_type": error_type,
         "clock": raw.clock,
         "process": raw.process,
+        "scope": raw.scope,
         "resolution_ns": raw.resolution_ns,
     }
     if kind == "http":

@@ -16,13 +16,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, langfuse_tokens, parsed, provider_of
-from profiler.recordings.reading import NOT_JSON, values
+from profiler.recordings.lines import again, rows
+from profiler.recordings.reading import NOT_JSON
 from profiler.recordings.span import Kind, Span, packed, unpacked
 from profiler.recordings.spans import loops_of
 from profiler.records import ToolStatus
@@ -78,16 +79,17 @@ class Langfuse:
             yield item if isinstance(item, Item) else Skipped(item, where=where)
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
-        rows = [item.data for item in items if isinstance(item.data, list)]
-        kinds = {unpacked(span).id: kind for kind, _, span in rows}
-        asked = {name for _, names, _ in rows for name in names}
-        spans = [unpacked(span) for _, _, span in rows]
+        kept = [item.data for item in items if isinstance(item.data, list)]
+        asked = {name for _, names, _ in kept for name in names}
+        spans = [unpacked(span) for _, _, span in kept]
+        kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
         apart = _below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
+        named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
         spans = [span for span in spans if span.id not in apart]
-        models = [span for span in spans if span.kind == "model"]
+        models = [(span, named[span.id]) for span in spans if span.kind == "model"]
         yield from loops_of(
             [
                 replace(span, kind="tool")
@@ -113,21 +115,27 @@ def _below(roots: set[str], spans: Sequence[Span]) -> set[str]:
     return found
 
 
-def _is_call(span: Span, asked: set[str], models: Sequence[Span]) -> bool:
-    """A span that has a tool's name, between two requests (or after the last one) of the trace."""
-    return span.name in asked and any(
-        one.ended_ns is not None and one.ended_ns <= span.started_ns for one in models
+def _is_call(span: Span, asked: set[str], models: Sequence[tuple[Span, list[str]]]) -> bool:
+    """A span that has a tool's name, between two requests; or after the last one, which asked for it."""
+    if span.name not in asked:
+        return False
+    before = [one for one in models if one[0].ended_ns is not None and one[0].ended_ns <= span.started_ns]
+    if not before:
+        return False
+    return (
+        any(one.started_ns > span.started_ns for one, _ in models)
+        or span.name in max(before, key=lambda one: one[0].started_ns)[1]
     )
 
 
 def _rows(source: Source) -> Iterator[tuple[dict[str, Any] | Skipped, str]]:
     """Every row that may be an observation, and where it is."""
     beginning = source.stream.read(4096)
-    stream: Any = io.BufferedReader(_Again(beginning, source.stream), 2**18)
+    stream = again(beginning, source.stream)
     if beginning.strip() and not _is_json(beginning):
         yield from _csv(stream, source.name)
         return
-    for value in values(Source(source.path, source.name, stream)):
+    for value in rows(source._replace(stream=stream)):
         if isinstance(value, Skipped):
             yield value, ""
             continue
@@ -157,31 +165,14 @@ def _inside(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return None
 
 
-class _Again(io.RawIOBase):
-    """A stream of which the beginning was read already."""
-
-    def __init__(self, beginning: bytes, rest: Any) -> None:
-        self._beginning = beginning
-        self._rest = rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._beginning or self._rest.read(len(buffer))
-        self._beginning = piece[len(buffer) :]
-        buffer[: len(piece[: len(buffer)])] = piece[: len(buffer)]
-        return min(len(piece), len(buffer))
-
-
-def _csv(stream: Any, name: str) -> Iterator[tuple[dict[str, Any] | Skipped, str]]:
+def _csv(stream: BinaryIO, name: str) -> Iterator[tuple[dict[str, Any] | Skipped, str]]:
     lines = io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="")
     csv.field_size_limit(_LARGEST_FIELD)
-    rows = csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
+    table = csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
     while True:
-        where = f"{name}:{rows.line_num + 1}"
+        where = f"{name}:{table.line_num + 1}"
         try:
-            row = next(rows, None)
+            row = next(table, None)
         except csv.Error:
             yield Skipped(NOT_JSON, where=where), where
             continue

@@ -31,7 +31,7 @@ class Span:
 
     `trace` and `id` name it (any text; hexadecimal in lower case for OpenTelemetry's), `parent` is the id of its
     parent, "" for a root. `ended_ns` None: it was never seen to end. `clock` names the machine, or the process,
-    whose clock its times are of. `agent` is the name of the agent that it belongs to; on an agent span, its own
+    whose clock its times are of; `scope` the instrumentation that made it. `agent` is the name of the agent that it belongs to; on an agent span, its own
     (`name` is only what the span is called). On a tool span `name` is the tool's.
 
     Of a model: `calls` are the (id, name) of the calls that its reply asked for, as far as they are told; tokens
@@ -51,6 +51,7 @@ class Span:
     conversation: str = ""
     clock: str = ""
     process: str = ""
+    scope: str = ""
     resolution_ns: int = 1
     call_id: str = ""
     provider: str = ""

@@ -128,6 +128,41 @@ def _forest(spans: Iterable[Span]) -> list[Node]:
     return result
 
 
+def _ordered(nodes: list[Node]) -> list[Node]:
+    """Parents before what is below them, again."""
+    result: list[Node] = []
+    waiting = [node for node in nodes if node.above is None][::-1]
+    while waiting:
+        node = waiting.pop()
+        result.append(node)
+        waiting += node.below[::-1]
+    return result
+
+
+def _same(outer: Node, inner: Node) -> bool:
+    """Whether spans of two instrumentations, side by side, are of one request or call."""
+    one, other = outer.span, inner.span
+    if one.scope == other.scope or one.clock != other.clock:
+        return False
+    for name in ("request_id", "call_id", "model"):
+        if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
+            return False
+    if inner.kind == "tool" and not one.call_id == other.call_id != "" and one.name != other.name:
+        return False
+    if one.ended_ns is None or other.ended_ns is None or other.started_ns >= one.ended_ns:
+        return False
+    if other.ended_ns - one.ended_ns > (one.ended_ns - one.started_ns) // 10:
+        return False
+    # Another span of that instrumentation in it, at the same time, is the one of that request.
+    return not any(
+        two.kind == inner.kind
+        and two.span.scope == other.scope
+        and two.span.started_ns < other.ended_ns
+        and other.started_ns < (two.span.ended_ns or other.ended_ns)
+        for two in outer.below
+    )
+
+
 def _told(span: Span) -> tuple[bool, int, str]:
     """Which of two spans with one id counts: one that ended, the later one."""
     return span.ended_ns is not None, span.ended_ns or 0, repr(packed(span))
@@ -152,6 +187,7 @@ class _Sorter:
 
     def sort(self) -> Families:
         self._settle_kinds()
+        self._pair()
         self._find_holders()
         free = self._of_agents()
         self._of_the_free(free)
@@ -183,6 +219,27 @@ class _Sorter:
             up.agents += here.agents + (node.kind == "agent")
             up.tools += here.tools
             up.named += here.named
+
+    def _pair(self) -> None:
+        """Two instrumentations at once, of which one does not make its span the current one: their spans of
+        one request stand side by side. The one that lies in the other is put below it."""
+        beside: dict[tuple[int, str], list[Node]] = defaultdict(list)
+        for node in self._nodes:
+            if node.kind in ("model", "tool") and node.above is not None:
+                beside[id(node.above), node.kind].append(node)
+        for nodes in beside.values():
+            if len({node.span.scope for node in nodes}) < 2:
+                continue
+            nodes.sort(key=when)
+            for index, inner in enumerate(nodes):
+                for outer in reversed(nodes[:index]):
+                    if outer.above is inner.above and _same(outer, inner):
+                        assert inner.above is not None
+                        inner.above.below.remove(inner)
+                        inner.above = outer
+                        outer.below.append(inner)
+                        break
+        self._nodes = _ordered(self._nodes)
 
     def _find_holders(self) -> None:
         for node in self._nodes:

@@ -15,7 +15,7 @@ from typing import Any
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.fields import count, duration_ns, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
-from profiler.recordings.reading import values
+from profiler.recordings.lines import rows
 from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, WAITS, mark_late
 
 _MS = 1_000_000
@@ -42,7 +42,7 @@ class TraceLab:
         return b'"timing_events"' in beginning and b'"session_id"' in beginning
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
-        for value in values(source):
+        for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue
@@ -50,11 +50,11 @@ class TraceLab:
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
-        rows: list[Any] = [item.data for item in items]
-        rows.sort(key=lambda row: (row[0], row[1]))
+        ordered: list[Any] = [item.data for item in items]
+        ordered.sort(key=lambda row: (row[0], row[1]))
         loop: LoopDraft | None = None
         turn, made, unknown, spawning, ended_ns = "", 0, 0, 0, 0
-        for row in rows:
+        for row in ordered:
             began_ns, _, session, _, turn_id, said_ns, *_ = row
             other_turn = bool(turn_id and turn and turn_id != turn)
             turn = turn_id or turn
@@ -90,6 +90,7 @@ def _item(row: Any) -> Item | str:
         return NO_SESSION
     inputs: list[int] = []
     said: list[int] = []
+    first_kind = row.get("first_input_event_type")
     outputs: list[int] = []
     for event in row["timing_events"]:
         if type(event) is not dict:
@@ -100,6 +101,7 @@ def _item(row: Any) -> Item | str:
         if kind in _INPUTS:
             at_ns = time_ns(event.get("timestamp"))
             if at_ns is not None:
+                first_kind = first_kind or kind
                 inputs.append(at_ns)
                 if kind == "user_message":
                     said.append(at_ns)
@@ -130,7 +132,7 @@ def _item(row: Any) -> Item | str:
         session,
         text(row.get("provider")),
         text(row.get("turn_id")),
-        min(said, default=began_ns) if row.get("first_input_event_type") == "user_message" else None,
+        min(said, default=began_ns) if first_kind == "user_message" else None,
         text(row.get("model")),
         started_ns,
         ended_ns,

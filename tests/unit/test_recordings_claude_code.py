@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.recordings.claude_code import NO_MESSAGE, SYNTHETIC, ClaudeCode
-from profiler.recordings.claude_loops import COPIED, RESULT_ALONE, UNLINKED
+from profiler.recordings.claude_loops import COPIED
 from profiler.recordings.reading import TORN
+from profiler.recordings.sessions import RESULT_ALONE, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
 
 MS = 1_000_000
@@ -224,6 +225,12 @@ def test_a_session_that_stops_before_an_answer_is_cancelled():
     assert (loop.status, *ms(loop.ended_ns)) == ("cancelled", 2000)
 
 
+def test_a_reply_of_which_the_calls_are_lost_is_no_answer():
+    session = Session().user(0, "go").reply(1000, "m1", said(), stop_reason="tool_use")
+    _, (loop,) = of(session)
+    assert loop.status == "cancelled"
+
+
 def test_a_failed_call_says_how_it_failed():
     session = Session().user(0, "go").reply(1000, "m1", *(use(f"c{n}") for n in range(5)))
     session.result(1100, "c0", "boom", result="Error: Exit code 2\nboom", is_error=True)
@@ -384,6 +391,14 @@ def test_a_sub_agent_without_its_session_is_said_to_be_one():
     assert found.notes == {UNLINKED: 1}
 
 
+def test_a_file_of_a_sub_agent_is_one_by_its_name_too():
+    main, sub = helped()
+    for one in sub.rows:
+        del one["agentId"], one["isSidechain"]
+    found = read(ClaudeCode(), jsonl(main.rows), jsonl(sub.rows), names=("s1.jsonl", "agent-a1.jsonl"))
+    assert [draft.spawned_by for draft in found.drafts] == [None, "claude-code:c1"]
+
+
 def test_an_agent_in_the_background_comes_back_at_once_and_is_no_latency():
     main = Session().user(0, "go").reply(1000, "m1", use("c1", "Agent", prompt="Look"))
     main.result(1010, "c1", result={"isAsync": True, "status": "async_launched", "agentId": "a1"})
@@ -492,7 +507,10 @@ def test_content_is_kept_when_it_is_wanted_and_nowhere_else():
 def test_a_session_is_known_by_its_lines():
     main, _ = helped()
     assert ClaudeCode().recognises(jsonl(main.rows), "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"summary","summary":"x","leafUuid":"y"}', "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"queue-operation","sessionId":"y"}', "x.jsonl")
     assert not ClaudeCode().recognises(b'{"traceId": "1", "message": {}}', "x.jsonl")
+    assert not ClaudeCode().recognises(b'{"traceId": "1", "sessionId": "2", "type": "SPAN"}', "x.jsonl")
 
 
 @given(st.randoms(use_true_random=False))

@@ -52,8 +52,19 @@ def lines(*objects: object, indent: int | None = None) -> bytes:
         lines(OBJECTS[:1], OBJECTS[1:]),
         lines(OBJECTS[:1]).strip() + lines(*OBJECTS[1:]),
     ],
-    ids=["lines", "crlf", "bom", "joined", "commas", "pretty", "unindented", "array", "pretty array", "arrays"]
-    + ["array and lines"],
+    ids=[
+        "lines",
+        "crlf",
+        "bom",
+        "joined",
+        "commas",
+        "pretty",
+        "unindented",
+        "array",
+        "pretty array",
+        "arrays",
+        "array and lines",
+    ],
 )
 @pytest.mark.parametrize("buffered", [True, False])
 def test_values_are_found_in_every_layout(data, buffered):
@@ -96,9 +107,7 @@ def test_values_that_are_no_json_are_named_with_their_line():
 
 def test_values_that_only_other_languages_write_are_mended():
     data = b'{"a": NaN, "b": [-Infinity, 1], "c": "\\ud83dx", "d": "\\ud83d\\ude00", "e": "\xff"}\n'
-    assert read(data) == [
-        [1, {"a": None, "b": [None, 1], "c": "\ufffdx", "d": "\U0001f600", "e": "\ufffd"}]
-    ]
+    assert read(data) == [[1, {"a": None, "b": [None, 1], "c": "\ufffdx", "d": "\U0001f600", "e": "\ufffd"}]]
 
 
 @pytest.mark.parametrize("layout", ["line", "object", "array"])
@@ -125,7 +134,7 @@ def test_values_that_are_too_deep_are_no_json(data):
 
 def test_values_of_a_long_array_on_one_line_come_one_by_one(monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK", 64)
-    objects = [{"n": n, "text": "x\\\"y," * n} for n in range(60)]
+    objects = [{"n": n, "text": 'x\\"y,' * n} for n in range(60)]
     assert [one[1] for one in read(json.dumps(objects).encode())] == objects
 
 
