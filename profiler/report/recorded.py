@@ -104,7 +104,8 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
     if overlapped.rounds:
         yield from _at_once(overlapped, "" if turn.rounds else left_out)
         if not turn.rounds:
-            yield "No round of several calls is known to have run them one after another"
+            known = "is known to have run" if left_out else "ran"
+            yield f"No round of several calls {known} them one after another"
     elif not turn.rounds:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded

@@ -60,7 +60,10 @@ def test_rounds_that_overlapped_say_what_one_after_another_would_have_taken() ->
         "1 round overlapped its calls, up to 2 at once: 1.67× (500 ms of calls in 300 ms); one after another "
         "it would have taken 500 ms instead of 300 ms (estimate)"
     )
-    assert none == "No round of several calls is known to have run them one after another"
+    assert none == "No round of several calls ran them one after another"
+    assert "No round of several calls is known to have run them one after another" in found(
+        overlapped(0), bounded(1000)
+    )
 
 
 def test_gaps_between_calls_are_said_to_be_unexplained() -> None:
