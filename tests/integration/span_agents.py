@@ -98,16 +98,8 @@ def by_openllmetry(url: str, to: TracerProvider) -> Ask:
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x")
     tracer = to.get_tracer("app")
     tools = {tool.__name__: tool for tool in Tools(url).all()}
-    offers: list[Any] = [
-        {
-            "type": "function",
-            "function": {
-                "name": name,
-                "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
-            },
-        }
-        for name in ("search",)
-    ]
+    schema = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
+    offers: list[Any] = [{"type": "function", "function": {"name": "search", "parameters": schema}}]
 
     async def run(call: Any) -> Any:
         kind = {"traceloop.span.kind": "tool", "traceloop.entity.name": call.function.name}
@@ -155,9 +147,10 @@ async def main(url: str, folder: Path) -> None:
     for kind, make in KINDS.items():
         to = provider(folder, kind)
         ask = make(url, to)
-        httpx.delete(f"{url}/emulator/journal")
-        await asyncio.gather(ask(), ask())
-        journal = httpx.get(f"{url}/emulator/journal").json()
+        async with httpx.AsyncClient(base_url=url) as emulator:
+            await emulator.delete("/emulator/journal")
+            await asyncio.gather(ask(), ask())
+            journal = (await emulator.get("/emulator/journal")).json()
         journal["offset_ns"] = time.time_ns() - time.monotonic_ns()
         (folder / f"{kind}.journal").write_text(json.dumps(journal))
         to.shutdown()

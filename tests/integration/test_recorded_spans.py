@@ -1,7 +1,7 @@
 """Spans that real instrumentations wrote, against what the emulator saw of the same loops.
 
-Needs the optional dependencies `frameworks`; where they are missing the tests are skipped, on CI (CI=true) they
-fail.
+Needs the optional dependencies `frameworks`; where they are missing the tests are skipped, on CI (CI=true)
+they fail.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ SLACK_NS = 20_000_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("pydantic_ai", "agents", "openinference.instrumentation.openai_agents"):
         need(package)
     need("opentelemetry.instrumentation.openai")
@@ -51,8 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "scenario.toml").write_text(SCENARIO)
     with start_emulator(str(folder / "scenario.toml")) as emulator:
         command = [sys.executable, "-m", "tests.integration.span_agents", emulator.url, str(folder)]
-        subprocess.run(command, check=True, timeout=100, capture_output=True)
-    yield folder
+        done = subprocess.run(command, timeout=100, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return folder
 
 
 def records(path: Path) -> list[LoopRecord]:
