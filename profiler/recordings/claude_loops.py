@@ -31,6 +31,9 @@ from profiler.records import Attempt, ServerToolCall
 _UNFINISHED = ("tool_use", "pause_turn")
 """Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
 
+_TOGETHER_NS = 10_000_000_000
+"""Messages without a reply between them were said together if no more than this lies between."""
+
 COPIED = "replies that are copies of another session's (resumed or forked)"
 
 
@@ -180,13 +183,16 @@ class _Thread:
 
     def _prompt(self, at_ns: int, hash_: str, words: str | None) -> None:
         loop = self._loop
-        if loop is None or loop.draft.rounds or loop.stopped or loop.failures:
+        if loop is None or loop.draft.rounds or loop.stopped or loop.failures or not self._just_said(at_ns):
             loop = self._begin(at_ns)
         else:
             hash_, words = loop.prompt_hash, loop.draft.prompt  # said in two messages
         self._input_ns = at_ns
         loop.prompt_hash = hash_
         loop.draft.prompt = words
+
+    def _just_said(self, at_ns: int) -> bool:
+        return self._input_ns is not None and at_ns - self._input_ns <= _TOGETHER_NS
 
     def _reply(self, at_ns: int, body: list[Any]) -> None:
         name, request, model, reason, usage, calls, served, words = body

@@ -161,6 +161,16 @@ def test_the_time_between_prompts_is_in_no_loop():
     assert [ms(one.started_ns, one.ended_ns) for one in loops] == [[0, 1000], [90_000, 91_500]]
 
 
+def test_messages_without_a_reply_between_are_one_prompt_when_they_were_sent_together():
+    session = Session().user(0, "go").user(10, "and this").reply(1000, "m1", said())
+    _, (loop,) = of(session)
+    assert ms(loop.started_ns, loop.rounds[0].model.started_ns) == [0, 10]
+    session = Session().user(0, "go").user(50_000, "go!").reply(51_000, "m1", said())
+    _, (unanswered, loop) = of(session)
+    assert (unanswered.status, unanswered.rounds, *ms(unanswered.ended_ns)) == ("cancelled", (), 0)
+    assert ms(loop.started_ns) == [50_000]
+
+
 def test_a_slash_command_that_asks_the_model_starts_a_loop_and_one_that_does_not_starts_none():
     session = Session().user(0, "go").reply(1000, "m1", said())
     session.user(50_000, "<command-name>/model</command-name>")
