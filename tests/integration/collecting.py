@@ -8,10 +8,11 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -27,12 +28,11 @@ MS = 10**6
 class Collecting:
     """A running collector that writes to `out`."""
 
-    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
-        self.process, self.out = process, out
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str], out: Path) -> None:
+        self.process, self.out, self._errors = process, out, errors
         assert process.stdout is not None
         line = process.stdout.readline()
-        if "listening" not in line:
-            raise AssertionError(f"it did not start: {line}{process.communicate()}")
+        assert "listening" in line, f"it did not start: {self.output()}"
         self.url = line.split()[-1]
 
     def post(
@@ -56,8 +56,12 @@ class Collecting:
         return self.output()
 
     def output(self) -> tuple[int, str, str]:
-        out, errors = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, out, errors
+        # Not `communicate`: it leaves out what was read with the first line.
+        assert self.process.stdout is not None
+        out = self.process.stdout.read()
+        self.process.wait(SECONDS)
+        self._errors.seek(0)
+        return self.process.returncode, out, self._errors.read()
 
     def records(self) -> list[LoopRecord]:
         return records_in(self.out)
@@ -79,9 +83,12 @@ def records_in(out: Path) -> list[LoopRecord]:
 @contextlib.contextmanager
 def collecting(out: Path, *options: str) -> Iterator[Collecting]:
     command = [sys.executable, "-m", "profiler", "collect", "--port", "0", "--out", str(out), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         try:
-            yield Collecting(process, out)
+            yield Collecting(process, errors, out)
         finally:
             process.kill()
             process.wait()
