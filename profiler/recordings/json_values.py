@@ -1,6 +1,6 @@
-"""JSON values one after another, out of a stream: lines, pretty objects, the elements of arrays, in any mixture.
+"""JSON values one after another in a stream: lines, pretty objects, elements of arrays, in any mixture.
 
-Only one value at a time is held. What is torn or is no JSON is reported with its line, and what follows is read.
+Only one value at a time is held. What is torn, or no JSON, is reported with its line; the rest is read.
 """
 
 from __future__ import annotations

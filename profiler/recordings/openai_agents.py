@@ -3,9 +3,10 @@
     {"object": "trace", "id", "workflow_name", "group_id", …}
     {"object": "trace.span", "id", "trace_id", "parent_id", "started_at", "ended_at", "span_data", "error"}
 
-`generation` and `response` spans are model requests (a response names no model, and no reply), `function` spans
-are calls (without ids); `task` and `agent` hold a loop, `turn` a round. Only the requests' usage counts: turns
-and tasks repeat it. Before there were tasks a handoff ended one agent's span and began another's beside it.
+`generation` and `response` spans are model requests (a response names no model, and no reply), `function`
+spans are calls (without ids); `task` and `agent` hold a loop, `turn` a round. Only the requests' usage
+counts: turns and tasks repeat it. Before there were tasks a handoff ended one agent's span and began
+another's beside it.
 """
 
 from __future__ import annotations

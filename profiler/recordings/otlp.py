@@ -71,7 +71,7 @@ def _of_protobuf(message: Any, content: bool) -> list[Span]:
 
 
 class _Events:
-    """The events of a protobuf span, decoded when somebody asks for them: there may be one for every chunk."""
+    """The events of a protobuf span, decoded when somebody asks: there may be one for every chunk."""
 
     __slots__ = ("_span",)
 

@@ -1,8 +1,9 @@
 """Which spans make one loop: the trees of traces, and what belongs together in them.
 
-An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it. Below a
-tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole loop is
-its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one together.
+An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it.
+Below a tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole
+loop is its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one
+together.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from profiler.recordings.span import Kind, Span, packed
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it; `within`:
-    the nearest model request above it with neither of them between."""
+    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it;
+    `within`: the nearest model request above it with neither of them between."""
 
     span: Span
     kind: Kind
@@ -69,8 +70,8 @@ class Family:
 
 @dataclass(slots=True)
 class Families:
-    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans without any
-    model request that they could be of."""
+    """The loops found; `repeated` counts further tool spans of one call, `alone` tool spans without any model
+    request that they could be of."""
 
     found: list[Family]
     repeated: int = 0
@@ -128,6 +129,48 @@ def _forest(spans: Iterable[Span]) -> list[Node]:
     return result
 
 
+def _ordered(nodes: list[Node]) -> list[Node]:
+    """Parents before what is below them, again."""
+    result: list[Node] = []
+    waiting = [node for node in nodes if node.above is None][::-1]
+    while waiting:
+        node = waiting.pop()
+        result.append(node)
+        waiting += node.below[::-1]
+    return result
+
+
+def _maker(span: Span) -> str:
+    """What made a span: its instrumentation; where that is not written down, what it calls its spans tells."""
+    return span.scope or span.name
+
+
+def _same(outer: Node, inner: Node) -> bool:
+    """Whether spans of two instrumentations, side by side, are of one request or call."""
+    one, other = outer.span, inner.span
+    if _maker(one) == _maker(other) or one.clock != other.clock:
+        return False
+    if not one.scope and (outer.kind == "tool" or one.model != other.model):
+        return False
+    for name in ("request_id", "call_id", "model"):
+        if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
+            return False
+    if inner.kind == "tool" and not one.call_id == other.call_id != "" and one.name != other.name:
+        return False
+    if one.ended_ns is None or other.ended_ns is None or other.started_ns >= one.ended_ns:
+        return False
+    if other.ended_ns - one.ended_ns > (one.ended_ns - one.started_ns) // 10:
+        return False
+    # Another span of that instrumentation in it, at the same time, is the one of that request.
+    return not any(
+        two.kind == inner.kind
+        and _maker(two.span) == _maker(other)
+        and two.span.started_ns < other.ended_ns
+        and other.started_ns < (two.span.ended_ns or other.ended_ns)
+        for two in outer.below
+    )
+
+
 def _told(span: Span) -> tuple[bool, int, str]:
     """Which of two spans with one id counts: one that ended, the later one."""
     return span.ended_ns is not None, span.ended_ns or 0, repr(packed(span))
@@ -151,7 +194,9 @@ class _Sorter:
         self._asked = {id_ for node in nodes for id_, _ in node.span.calls if id_}
 
     def sort(self) -> Families:
+        self._name_calls()
         self._settle_kinds()
+        self._pair()
         self._find_holders()
         free = self._of_agents()
         self._of_the_free(free)
@@ -160,11 +205,45 @@ class _Sorter:
         for family in self._families:
             for members in (family.models, family.tools, family.agents):
                 members.sort(key=when)
+            self._once(family)
         return self._result
 
+    def _once(self, family: Family) -> None:
+        """Spans of one call at one time (of a client and its server, of two instrumentations) are one."""
+        latest: dict[str, Span] = {}
+        kept = []
+        for node in family.tools:
+            span = node.span
+            before = latest.get(span.call_id) if span.call_id else None
+            if before is not None and span.started_ns < (before.ended_ns or 2**63):
+                self._result.repeated += 1
+                continue
+            latest[span.call_id] = span
+            kept.append(node)
+        family.tools[:] = kept
+
+    def _name_calls(self) -> None:
+        """A span that is called as a call that a request asked for, where no tool's span is: the application
+        wrote down its tools in its own way."""
+        asked: dict[tuple[str, str], int] = {}
+        for node in self._nodes:
+            for _, name in node.span.calls:
+                key = (node.span.trace, name)
+                asked[key] = min(asked.get(key, 2**63), node.span.started_ns)
+        if not asked:
+            return
+        for node in self._nodes:
+            if node.kind == "tool":
+                asked.pop((node.span.trace, node.span.name), None)
+        for node in self._nodes:
+            if node.kind == "other" and node.span.started_ns >= asked.get(
+                (node.span.trace, node.span.name), 2**63
+            ):
+                node.kind = "tool"
+
     def _settle_kinds(self) -> None:
-        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent; what
-        calls itself a tool call, without an id, around calls that have theirs, only holds them."""
+        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent;
+        what calls itself a tool call, without an id, around calls that have theirs, only holds them."""
         below: dict[int, _Below] = {id(node): _Below() for node in self._nodes}
         for node in reversed(self._nodes):
             here = below[id(node)]
@@ -183,6 +262,27 @@ class _Sorter:
             up.agents += here.agents + (node.kind == "agent")
             up.tools += here.tools
             up.named += here.named
+
+    def _pair(self) -> None:
+        """Two instrumentations at once, of which one does not make its span the current one: their spans of
+        one request stand side by side. The one that lies in the other is put below it."""
+        beside: dict[tuple[int, str], list[Node]] = defaultdict(list)
+        for node in self._nodes:
+            if node.kind in ("model", "tool") and node.above is not None:
+                beside[id(node.above), node.kind].append(node)
+        for nodes in beside.values():
+            if len({_maker(node.span) for node in nodes}) < 2:
+                continue
+            nodes.sort(key=when)
+            for index, inner in enumerate(nodes):
+                for outer in reversed(nodes[:index]):
+                    if outer.above is inner.above and _same(outer, inner):
+                        assert inner.above is not None
+                        inner.above.below.remove(inner)
+                        inner.above = outer
+                        outer.below.append(inner)
+                        break
+        self._nodes = _ordered(self._nodes)
 
     def _find_holders(self) -> None:
         for node in self._nodes:
@@ -293,7 +393,7 @@ class _Sorter:
             if home is None or any(one.kind == "tool" and one.holder is not None for one in of(home)):
                 homeless.append(tool)
                 continue
-            # A loop ends with a request that asks for nothing: one whose last event is a call goes on elsewhere.
+            # A loop ends with a request that asks for nothing: where a call comes last it goes on elsewhere.
             higher = home
             while of(home)[-1].kind == "tool" and higher.above is not None:
                 higher = higher.above

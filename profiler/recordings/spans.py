@@ -16,7 +16,7 @@ from profiler.recordings.formats import Skipped
 from profiler.recordings.span import Span as Span
 from profiler.recordings.span import packed as packed
 from profiler.recordings.span import unpacked as unpacked
-from profiler.recordings.span_trees import Family, Node, families, when
+from profiler.recordings.span_trees import Family, Node, asks, families, when
 from profiler.records import Attempt, Status
 
 _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
@@ -26,8 +26,8 @@ _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[LoopDraft | Skipped]:
     """The loops of the spans of a trace or a conversation, by their starts; `Skipped` for what is in none.
 
-    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans have
-    them."""
+    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans
+    have them."""
     sorted_ = families(spans)
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
@@ -42,7 +42,7 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
         result.append(draft)
     result.sort(key=lambda one: (_began(one), one.id) if isinstance(one, LoopDraft) else (0, ""))
     if sorted_.repeated:
-        result.append(Skipped("a tool's span inside the span of the same call", sorted_.repeated))
+        result.append(Skipped("a second span of the same tool call", sorted_.repeated))
     if sorted_.alone:
         result.append(Skipped("a tool call of which no model request is recorded", sorted_.alone))
     return result
@@ -133,8 +133,8 @@ def _ending(family: Family, draft: LoopDraft) -> tuple[Status, str | None]:
         return "cancelled", None
     if last is not None and last.status != "ok":
         return last.status, last.error_type
-    if family.root is None and draft.rounds and draft.rounds[-1].calls:
-        return "cancelled", None  # its calls have come back, and nobody asked again
+    if family.root is None and draft.rounds and (draft.rounds[-1].calls or asks(family.models[-1].span)):
+        return "cancelled", None  # nobody came back with what was asked for
     return "ok", None
 
 
@@ -309,7 +309,7 @@ def _inner(node: Node, kind: str = "model") -> list[Node]:
 
 
 def _https(node: Node) -> list[Node]:
-    """The HTTP requests of a model request, each once: of nested ones the outermost (a proxy's, a redirect's)."""
+    """The HTTP requests of a model request; of nested ones the outermost."""
     return [
         one for one in _inner(node, "http") if one.span.http_status is not None or one.span.status != "ok"
     ]
