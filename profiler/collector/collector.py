@@ -194,7 +194,7 @@ class Collector:
         return drafts
 
     def _record(self, draft: LoopDraft, inside: Mapping[str, list[str]]) -> tuple[LoopRecord, Tally]:
-        """The record of a loop, and the tally of its calls; `inside`: the loops in its calls, by their ids."""
+        """The record of a loop, and the tally of its calls. `inside`: the loops in each, by its id."""
         tally = Tally()
         record = record_of(draft, tally, self._origin_ns)
         if inside:
