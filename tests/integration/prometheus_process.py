@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 
-def needed(binary: str) -> str:
+def needed(binary: str, package: str = "prometheus") -> str:
     """Where a program is. Missing, it fails a test in CI; elsewhere the test is skipped, and says so."""
     found = shutil.which(binary)
     if found is None:
-        what = f"{binary} is not installed (Debian's package `prometheus` has it)"
+        what = f"{binary} is not installed (Debian's package `{package}` has it)"
         if os.environ.get("CI") == "true":
             pytest.fail(what)
         pytest.skip(what)

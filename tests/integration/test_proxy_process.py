@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ import openai
 import orjson
 import pytest
 
+from tests.integration.prometheus_process import needed
 from tests.integration.proxied import WAIT, Wire
 
 CANARY = "sk-canary-9f2b7c41d0"
@@ -221,6 +221,10 @@ async def messages_loop(url: str) -> None:
         assert last.content[0].type == "text"
 
 
+def texts(folder: Path) -> list[str]:
+    return [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
+
+
 async def test_sdks_go_through_it_and_keys_are_nowhere(upstream: Upstream, tmp_path: Path) -> None:
     async with running(tmp_path / "out", "--debug", *upstreams(upstream.port)) as proxy:
         assert f"OPENAI_BASE_URL={proxy.url}/v1 " in proxy.began
@@ -241,13 +245,10 @@ async def test_sdks_go_through_it_and_keys_are_nowhere(upstream: Upstream, tmp_p
         assert [len(one["rounds"]) for one in loops] == [2, 2, 2]
         assert {call["name"] for one in loops for call in one["rounds"][0]["tool_calls"]} == {"look"}
         assert "7 requests forwarded (1 left by the client)" in proxy.printed
-        told = [proxy.printed, metrics] + [
-            path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
-        ]
+        told = [proxy.printed, metrics, *texts(tmp_path)]
         assert not [text for text in told if CANARY in text or "the same for all" in text]
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 @pytest.mark.parametrize("options", [(), ("--http2",), ("--http1.0",), ("-H", "Expect: 100-continue")])
 async def test_curl_goes_through_it(upstream: Upstream, tmp_path: Path, options: tuple[str, ...]) -> None:
     body = orjson.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x" * 4000}]})
@@ -255,7 +256,7 @@ async def test_curl_goes_through_it(upstream: Upstream, tmp_path: Path, options:
         file = tmp_path / "body.json"
         file.write_bytes(body)
         curl = await asyncio.create_subprocess_exec(
-            *("curl", "-sN", "-w", "%{http_code}", *options, "--data-binary", f"@{file}"),
+            *(needed("curl", "curl"), "-sN", "-w", "%{http_code}", *options, "--data-binary", f"@{file}"),
             f"{proxy.url}/v1/chat/completions",
             stdout=asyncio.subprocess.PIPE,
         )
@@ -283,19 +284,21 @@ async def test_what_is_in_flight_when_it_is_told_to_end_is_finished(
     upstream: Upstream, tmp_path: Path, number: signal.Signals
 ) -> None:
     upstream.hold = asyncio.Event()
-    async with running(tmp_path / "out", "--upstream", f"http://127.0.0.1:{upstream.port}") as proxy:
-        async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client:
-            said: list = [{"role": "user", "content": "x"}]  # type: ignore[type-arg]
-            reply = asyncio.create_task(client.chat.completions.create(model="m", messages=said))
-            async with asyncio.timeout(WAIT):
-                while not upstream.asked:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            ended = asyncio.create_task(proxy.end(number))
-            await asyncio.sleep(0.1)
-            assert not ended.done()
-            upstream.hold.set()
-            assert (await reply).choices[0].finish_reason == "tool_calls"
-            assert await ended == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    async with (
+        running(tmp_path / "out", "--upstream", f"http://127.0.0.1:{upstream.port}") as proxy,
+        openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client,
+    ):
+        said: list = [{"role": "user", "content": "x"}]  # type: ignore[type-arg]
+        reply = asyncio.create_task(client.chat.completions.create(model="m", messages=said))
+        async with asyncio.timeout(WAIT):
+            while not upstream.asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        ended = asyncio.create_task(proxy.end(number))
+        await asyncio.sleep(0.1)
+        assert not ended.done()
+        upstream.hold.set()
+        assert (await reply).choices[0].finish_reason == "tool_calls"
+        assert await ended == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     (loop,) = proxy.loops()
     assert [call["name"] for call in loop["rounds"][0]["tool_calls"]] == ["look", "look"]
     assert re.search(r"1 request forwarded, 1 loop recorded: profiler report \S+", proxy.printed)
