@@ -53,6 +53,7 @@ UNRESOLVED = "requests whose results could be of several loops: each begins a lo
 UNKNOWN = "requests with results of calls that no open loop had asked for: each begins a loop of its own"
 BRANCHED = "requests that went on from a reply for the second time: each begins a loop of its own"
 BY_CONNECTION = "requests that only their connection told the loop of"
+LATE = "replies to requests whose loop had been taken to have ended"
 TOO_MANY = "loops ended early, since too many were open at once"
 
 
@@ -93,7 +94,7 @@ class _Loop:
     connection: int = 0
     ambiguous: int = 0
     dropped: int = 0
-    held: bytes | None = None
+    held: tuple[bytes, _Round] | None = None
 
     @property
     def last(self) -> _Round:
@@ -167,8 +168,11 @@ class Conversations:
         turn.told = told
         round_ = turn.round
         loop = round_.loop
-        if not loop.open or round_.waits or round_.after is not None:
-            return  # it was given up, or a reply to another try of it came first
+        if not loop.open:
+            self._skip(LATE)
+            return
+        if round_.waits or round_.after is not None:
+            return  # a reply to another try of it came first
         round_.told = told
         self._touch(loop, told.ended_ns)
         if told.calls or told.paused:
@@ -186,8 +190,9 @@ class Conversations:
             loop.until_ns = until_ns
             heapq.heappush(self._holds, (until_ns, loop.id))
             if turn.asked.digest:
-                loop.held = turn.asked.digest
-                self._failed.setdefault(loop.held, []).append(round_)
+                self._hold_no_more(loop)
+                loop.held = turn.asked.digest, round_
+                self._failed.setdefault(turn.asked.digest, []).append(round_)
         else:
             self._end(loop)
 
@@ -369,9 +374,11 @@ class Conversations:
                 round_.indexed.append(one.id)
             if self._tools is not None:
                 self._tools.asked(call, one.arguments)
+        told.calls.clear()  # with the arguments
 
     def _answered(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
         """A request has brought the results of a round; returns the next one."""
+        self._hold_no_more(before.loop)
         before.waits, before.results_ns = False, now_ns
         self._nameless.pop(before, None)
         left: dict[str, list[Call]] = {}
@@ -422,10 +429,11 @@ class Conversations:
 
     def _hold_no_more(self, loop: _Loop) -> None:
         if loop.held is not None:
-            held = self._failed[loop.held]
-            held.remove(loop.last)
+            digest, round_ = loop.held
+            held = self._failed[digest]
+            held.remove(round_)
             if not held:
-                del self._failed[loop.held]
+                del self._failed[digest]
             loop.held = None
 
     def _touch(self, loop: _Loop, now_ns: int) -> None:

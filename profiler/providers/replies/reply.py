@@ -116,6 +116,11 @@ class ReplyReader:
         """The ids of the calls of tools that the server runs itself, where such a call may be gone on with."""
         return []
 
+    @property
+    def other_calls(self) -> list[tuple[str, str]]:
+        """The ids and names of calls of its client's that have no arguments in the usual form."""
+        return []
+
     def feed(self, chunk: bytes) -> None:
         """The next bytes of a stream of server-sent events."""
         for event in self._events.feed(chunk):
