@@ -45,8 +45,8 @@ MOST_ROUNDS = 1_000
 MOST_REMEMBERED = 20_000
 """Ids of calls, and connections, that are remembered after their loops have ended."""
 
-Skip = Callable[[str], None]
-"""Counts something that is in no record, or not where it belongs: why, in a few words."""
+Doubt = Callable[[str], None]
+"""Is told of a request that may not be where it belongs, or of what was not seen of a loop: why, in words."""
 
 NOT_READ = "requests that could not be read: each is a loop of its own"
 UNRESOLVED = "requests whose results could be of several loops: each begins a loop of its own"
@@ -107,7 +107,7 @@ class _Loop:
 
 
 class Conversations:
-    """The loops that are under way. `ended` gets each when it is over, `skip` counts what fits none.
+    """The loops that are under way. `ended` gets each when it is over.
 
     `name` begins the ids of loops. `calls`: where calls of tools are seen for themselves. A loop whose last
     request failed has ended `hold_ns` later, unless that is tried again; any other `idle_ns` after anything
@@ -117,7 +117,7 @@ class Conversations:
     def __init__(
         self,
         ended: Callable[[LoopDraft], None],
-        skip: Skip,
+        doubt: Doubt,
         name: str = "proxy",
         calls: Matching | None = None,
         *,
@@ -126,7 +126,7 @@ class Conversations:
         most_open: int = MOST_OPEN,
     ) -> None:
         self._ended = ended
-        self._skip = skip
+        self._doubt = doubt
         self._name = name
         self._tools = calls
         self._idle_ns, self._hold_ns, self._most_open = idle_ns, hold_ns, most_open
@@ -169,7 +169,7 @@ class Conversations:
         round_ = turn.round
         loop = round_.loop
         if not loop.open:
-            self._skip(LATE)
+            self._doubt(LATE)
             return
         if round_.waits or round_.after is not None:
             return  # a reply to another try of it came first
@@ -220,7 +220,7 @@ class Conversations:
 
     def _place(self, asked: Asked, now_ns: int, connection: int) -> _Round:
         if not asked.is_read:
-            self._skip(NOT_READ)
+            self._doubt(NOT_READ)
             return self._begin(now_ns)
         before = self._responses.get(asked.previous) if asked.previous is not None else None
         if before is None and asked.served:
@@ -255,7 +255,7 @@ class Conversations:
             ]
             if not waiting:
                 past = any(ident in self._past for ident in ids)
-                self._skip(BRANCHED if past and not self._are_repeated(ids) else UNKNOWN)
+                self._doubt(BRANCHED if past and not self._are_repeated(ids) else UNKNOWN)
                 return None, 0
         elif not waiting:
             waiting = [*found]
@@ -293,10 +293,10 @@ class Conversations:
         if len(found) > 1 and not self._shared:
             found = _narrowed(found, lambda one: one.loop.connection == connection)
             if len(found) == 1:
-                self._skip(BY_CONNECTION)
+                self._doubt(BY_CONNECTION)
         if len(found) == 1:
             return found[0], count
-        self._skip(UNRESOLVED if found else UNKNOWN)
+        self._doubt(UNRESOLVED if found else UNKNOWN)
         return None, count
 
     def _go_on(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
@@ -311,7 +311,7 @@ class Conversations:
             own = not self._are_repeated(one.id for one in asked.results)
             if (after.failed and own) or (under_way and same and asked.retry):
                 return self._try_again(after)
-        self._skip(BRANCHED)
+        self._doubt(BRANCHED)
         return self._begin(now_ns)
 
     def _again(self, asked: Asked, connection: int) -> _Round | None:
@@ -336,7 +336,7 @@ class Conversations:
 
     def _begin(self, now_ns: int) -> _Round:
         while len(self._open) >= self._most_open:
-            self._skip(TOO_MANY)
+            self._doubt(TOO_MANY)
             self._end(next(iter(self._open.values())))
         self.begun += 1
         loop = _Loop(f"{self._name}-{next(self._numbers)}")
