@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from profiler.proxy.asked import asked_of
-from profiler.proxy.conversations import Conversations, Turn
+from profiler.proxy.conversations import Conversations
 from profiler.proxy.exchange import Reading, body_of
 from profiler.proxy.kinds import kind_of
 from profiler.proxy.matching import Matching
 from profiler.proxy.mcp import McpCalls, McpReading
 from profiler.proxy.seen import Exchange
+from profiler.proxy.turns import Turn
 from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.records import LoopRecord
 

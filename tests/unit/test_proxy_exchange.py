@@ -104,7 +104,7 @@ def test_request_that_is_none_is_a_loop_all_the_same(body: bytes) -> None:
     traffic = Traffic()
     exchange = traffic.send("/v1/chat/completions", body, 0)
     traffic.respond(exchange, {"error": {"message": "bad"}}, 50, 400)
-    [record] = traffic.records
+    [record] = traffic.close()
     assert (record.status, record.error_type) == ("error", "http_400")
 
 
