@@ -229,7 +229,7 @@ def times(given: argparse.Namespace) -> None:
             had = len(json.load(urlopen(request))["entries"])
             seen = uvloop.run(passes(url, given.loops))
             entries = json.load(urlopen(request))["entries"][had:]
-            firsts = [(a - e["first_byte_ns"]) / 1e6 for (a, _), e in zip(seen, entries, strict=True)]
+            firsts = [(a - e["sent_ns"]) / 1e6 for (a, _), e in zip(seen, entries, strict=True)]
             lasts = [(b - e["finished_ns"]) / 1e6 for (_, b), e in zip(seen, entries, strict=True)]
             print(
                 f"  {name:8} first byte: median {median(firsts):.3f} ms, most {max(firsts):.3f}"

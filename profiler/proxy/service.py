@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import ssl
@@ -82,6 +83,9 @@ async def serve(
         warning = exposed("the proxy", host, bound)
         if warning is not None:
             print(f"profiler proxy: {warning}", file=sys.stderr, flush=True)  # noqa: T201
+        # The objects of now stay alive: full collections would only walk over them, and hold streams up.
+        gc.collect()
+        gc.freeze()
         ticking = loop.create_task(_tick(server))
         await stopped.wait()
         listener.close()
