@@ -25,9 +25,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Literal
 
-from profiler.records import Status, ToolStatus
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Skipped
+from profiler.records import ToolStatus
 
 Kind = Literal["agent", "model", "tool", "http", "other"]
 

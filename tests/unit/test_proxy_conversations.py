@@ -204,8 +204,11 @@ def test_tries_that_were_not_seen_are_a_count() -> None:
 def test_request_that_nobody_sends_again_ends_its_loop(status: int) -> None:
     traffic, agent = Traffic(), Agent("openai")
     traffic.respond(traffic.send(agent.path, agent.body, 0), {"error": {"message": "no"}}, 50, status)
-    [record] = traffic.records
-    assert (record.status, record.error_type) == ("error", f"http_{status}")
+    traffic.respond(traffic.send(agent.path, agent.body, 100), {"error": {"message": "no"}}, 150, status)
+    traffic.observer.tick(10_200 * MS)
+    for record in traffic.records:
+        assert (record.status, record.error_type) == ("error", f"http_{status}")
+    assert len(traffic.records) == 2
 
 
 def test_failed_request_is_waited_for_as_long_as_its_server_asked_and_more() -> None:
@@ -540,3 +543,16 @@ def test_whatever_happens_each_request_is_in_one_round_and_nothing_is_left(order
         assert not getattr(inner, index), index
     assert not inner._tools._waiting
     assert not inner._tools._by_id
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_request_that_is_sent_without_what_it_was_refused_for_is_a_try_of_the_same_round(api: str) -> None:
+    traffic, agent = Traffic(), Agent(api, more={"thread": {}, "stream_options": {}})
+    count = ("x-stainless-retry-count", "0")
+    traffic.respond(traffic.send(agent.path, agent.body, 0, headers=[count]), {"error": {}}, 50, 400)
+    agent.more = {}
+    traffic.respond(traffic.send(agent.path, agent.body, 60, headers=[count]), reply(api), 90)
+    [record] = traffic.records
+    assert [attempt.status for attempt in record.rounds[0].model.attempts] == [400, 200]
+    assert record.status == "ok"
+    assert not traffic.skipped

@@ -113,7 +113,7 @@ class ReplyReader:
 
     @property
     def server_ids(self) -> list[str]:
-        """The ids of the calls of tools that the server runs itself, where such a call may be gone on with."""
+        """Ids of calls of tools that the server runs itself, where a paused turn may end with one."""
         return []
 
     @property
