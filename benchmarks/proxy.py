@@ -99,7 +99,8 @@ import asyncio, json, sys, time
 import aiohttp, uvloop
 url, rate, seconds, streamed = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "streamed"
 HEADERS = {"authorization": "Bearer sk-none", "content-type": "application/json",
-           "user-agent": "OpenAI/Python 3", "accept": "application/json", "x-stainless-lang": "python", "x-stainless-retry-count": "0"}
+           "user-agent": "OpenAI/Python 3", "accept": "application/json",
+           "x-stainless-lang": "python", "x-stainless-retry-count": "0"}
 TOOLS = [{"type": "function", "function": {"name": name, "description": "d" * 80, "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}} for name in ("weather", "population")]
 async def main():
