@@ -99,6 +99,7 @@ class Forward:
             if isinstance(own, Answer):
                 self._answer(*own)
             else:
+                self.watching.flush()  # a client sees in /metrics what it has done before
                 self.task = asyncio.get_running_loop().create_task(self._made(own))
             return
         assert self.upstream is not None
