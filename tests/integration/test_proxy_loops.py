@@ -333,3 +333,50 @@ def test_every_dialect_makes_the_loop_that_its_client_had(tmp_path: Path) -> Non
     assert len(seen) == len(ours) == len(rows), said
     for (api, row, streamed), own, record in zip(rows, ours, seen, strict=True):
         assert told(record) == told(own), (api, row.name, streamed)
+
+
+FAULTS = """
+[[faults]]
+kind = "http_503"
+probability = 0.3
+
+[[faults]]
+kind = "reset"
+probability = 0.15
+"""
+
+
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_retries_of_an_sdk_are_tries_of_one_request_with_their_backoff(api: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(SCENARIO + FAULTS)
+    with start_emulator(str(scenario), seed=9) as emulator:
+        with proxied(tmp_path / "runs", "--upstream", emulator.url) as proxy:
+
+            async def main() -> list[list[str]]:
+                async with client_of(api, proxy.url, max_retries=8) as client:
+                    loops = (agent(api, client, [TOOL], SECRET, False, look) for _ in range(12))
+                    return await asyncio.gather(*loops)
+
+            asked = asyncio.run(main())
+            said = proxy.stop()
+        entries = [entry for entry in journal(emulator.url) if entry["kind"] == "model"]
+    records = proxy.records()
+    assert len(records) == 12, said
+    assert {record.status for record in records} == {"ok"}
+    assert sorted(sorted(call.id for call in record.tool_calls) for record in records) == sorted(
+        map(sorted, asked)
+    )
+    models = [round_.model for record in records for round_ in record.rounds]
+    attempts = [attempt for model in models for attempt in model.attempts]
+    assert len(attempts) == len(entries) > len(models)
+    assert sum(attempt.status == 503 for attempt in attempts) == sum(
+        entry["status"] == 503 for entry in entries
+    )
+    assert {attempt.error_type for attempt in attempts if attempt.status is None} <= {"connection"}
+    assert sum(model.resends for model in models) == 0
+    for model in models:
+        # Both SDKs wait for half a second, less a quarter, and twice as long each time.
+        for number, retry in enumerate(model.retries):
+            assert retry.backoff_ns >= 0.3 * 10**9 * min(2**number, 8)
+        assert [attempt.status for attempt in model.attempts][-1] == 200
