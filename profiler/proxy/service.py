@@ -29,6 +29,8 @@ from profiler.proxy.upstream import Pool
 DRAIN_SECONDS = 5.0
 """How long what is being forwarded may go on after the first signal; a second one cuts it."""
 
+MOST_FILES = 65_536
+
 _TICK_SECONDS = 1.0
 
 
@@ -152,8 +154,22 @@ def _handled(loop: asyncio.AbstractEventLoop, handle: Callable[[signal.Signals],
                 signal.signal(number, handler)
 
 
+def _allow_files() -> None:
+    """Let this process have as many connections as the system admits: each agent takes two."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(main: Coroutine[Any, Any, Served]) -> Served:
     """Run it on uvloop, where there is one."""
+    _allow_files()
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         import uvloop
