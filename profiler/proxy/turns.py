@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from profiler.proxy.asked import Asked
 from profiler.proxy.exchange import AskedCall, Told
@@ -111,12 +111,9 @@ def _model_draft(round_: Round) -> ModelDraft:
     else:
         draft = told.model
     retries = max((turn.asked.retry or 0 for turn in round_.turns), default=0)
-    return replace(
-        draft,
-        started_ns=first.started_ns,
-        attempts=tuple(attempts),
-        resends=max(0, retries + 1 - len(round_.turns)),
-    )
+    draft.started_ns, draft.attempts = first.started_ns, tuple(attempts)
+    draft.resends = max(0, retries + 1 - len(round_.turns))
+    return draft
 
 
 def draft_of(one: AskedCall) -> CallDraft:
