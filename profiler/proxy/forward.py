@@ -19,7 +19,7 @@ from profiler.proxy.routes import Upstream
 from profiler.proxy.seen import Exchange, Outcome
 
 if TYPE_CHECKING:
-    from profiler.proxy.server import ClientConnection
+    from profiler.proxy.client import ClientConnection
     from profiler.proxy.upstream import UpstreamConnection
 
 _HARMLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
