@@ -40,7 +40,8 @@ async def forward(request):
     headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
     session = request.app["session"]
     data = await request.read()
-    async with session.request(request.method, upstream + request.path_qs, headers=headers, data=data) as answer:
+    url = upstream + request.path_qs
+    async with session.request(request.method, url, headers=headers, data=data) as answer:
         kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP}
         response = web.StreamResponse(status=answer.status, headers=kept)
         if answer.content_length is not None:
@@ -66,7 +67,8 @@ uvloop.run(main())
 
 APART = """
 import asyncio, sys, uvloop
-EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"word"}}]}\\n\\n'
+EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,'
+EVENT += b'"delta":{"content":"word"}}]}\\n\\n'
 class Served(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport, self.data = transport, b""
@@ -79,7 +81,8 @@ class Served(asyncio.Protocol):
             asyncio.ensure_future(self.answer())
     async def answer(self):
         write = self.transport.write
-        write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n")
+        write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\n")
+        write(b"transfer-encoding: chunked\\r\\n\\r\\n")
         for _ in range(12):
             write(b"%x\\r\\n%b\\r\\n" % (len(EVENT), EVENT))
             await asyncio.sleep(0.005)
@@ -95,8 +98,9 @@ LOAD = """
 import asyncio, json, sys, time
 import aiohttp, uvloop
 url, rate, seconds, streamed = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "streamed"
-HEADERS = {"authorization": "Bearer sk-none", "content-type": "application/json", "user-agent": "OpenAI/Python 3",
-           "accept": "application/json", "x-stainless-lang": "python", "x-stainless-retry-count": "0"}
+HEADERS = {"authorization": "Bearer sk-none", "content-type": "application/json",
+           "user-agent": "OpenAI/Python 3", "accept": "application/json",
+           "x-stainless-lang": "python", "x-stainless-retry-count": "0"}
 TOOLS = [{"type": "function", "function": {"name": name, "description": "d" * 80, "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}} for name in ("weather", "population")]
 async def main():
@@ -229,7 +233,7 @@ def times(given: argparse.Namespace) -> None:
             had = len(json.load(urlopen(request))["entries"])
             seen = uvloop.run(passes(url, given.loops))
             entries = json.load(urlopen(request))["entries"][had:]
-            firsts = [(a - e["first_byte_ns"]) / 1e6 for (a, _), e in zip(seen, entries, strict=True)]
+            firsts = [(a - e["sent_ns"]) / 1e6 for (a, _), e in zip(seen, entries, strict=True)]
             lasts = [(b - e["finished_ns"]) / 1e6 for (_, b), e in zip(seen, entries, strict=True)]
             print(
                 f"  {name:8} first byte: median {median(firsts):.3f} ms, most {max(firsts):.3f}"

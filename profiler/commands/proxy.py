@@ -112,11 +112,15 @@ def proxy(arguments: argparse.Namespace) -> int:
         shown(record)
 
     observer = LoopObserver(
-        sink, mcp=bool(arguments.mcp_upstream), read=runs.count_read, skip=runs.count_skipped
+        sink,
+        mcp=bool(arguments.mcp_upstream),
+        read=runs.count_read,
+        skip=runs.count_skipped,
+        note=runs.note,
     )
 
     def metrics(server: ProxyServer) -> bytes:
-        own = service.exposition(server, dict(observer.requests), observer.open_loops)
+        own = service.exposition(server, observer.requests, observer.open_loops, observer.doubts)
         return exposition.render() + own
 
     def announce(root: str) -> None:

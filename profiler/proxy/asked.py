@@ -22,6 +22,9 @@ MOST_RESULTS = 512
 
 LONGEST_ID = 512
 
+HASHED_WHOLE = 65_536
+"""Bytes of a body that are hashed as a whole; of a longer one its length and this much of both ends."""
+
 _RETRY = b"x-stainless-retry-count"
 
 _MARKS = frozenset(
@@ -60,7 +63,8 @@ class Asked:
     server's, in words of the model that the request ends with. `previous` and `conversation` name what the
     server remembers. `items` counts the messages, or items, of its history. `retry`: how often its SDK has
     sent it before, None where it does not say. `marks`: what its client says it belongs to, hashed, by name.
-    `key`: the same for the same credentials.
+    `key`: the same for the same credentials. `said`: the same
+    for the same messages, of a request without results.
     `is_read` is False for a body that is no such request, or was not kept.
     """
 
@@ -76,6 +80,7 @@ class Asked:
     retry: int | None = None
     marks: dict[str, bytes] = field(default_factory=dict)
     key: bytes = b""
+    said: bytes = b""
     is_read: bool = True
 
     @property
@@ -96,7 +101,7 @@ def asked_of(
     retry, marks = _headers(headers, salt)
     if body is None:
         return Asked(api, model_in(path), retry=retry, marks=marks, key=key, is_read=False)
-    digest = hashlib.blake2b(body, digest_size=16, key=salt).digest()
+    digest = _digest(body, salt)
     try:
         data = orjson.loads(body)
     except ValueError:
@@ -134,6 +139,7 @@ def asked_of(
         retry,
         marks,
         key,
+        b"" if results else _messages_digest(items, body, salt),
     )
 
 
@@ -146,6 +152,22 @@ def _headers(headers: Sequence[tuple[bytes, bytes]], salt: bytes) -> tuple[int |
         elif name == _RETRY and value.isdigit() and len(value) < 5:
             retry = int(value)
     return retry, marks
+
+
+def _digest(body: bytes, salt: bytes) -> bytes:
+    if len(body) > 2 * HASHED_WHOLE:
+        body = b"%d:%b%b" % (len(body), body[:HASHED_WHOLE], body[-HASHED_WHOLE:])
+    return hashlib.blake2b(body, digest_size=16, key=salt).digest()
+
+
+def _messages_digest(items: Any, body: bytes, salt: bytes) -> bytes:
+    """Of the messages alone, for a request that begins something; a long one is not looked at again."""
+    if len(body) > HASHED_WHOLE:
+        return b""
+    try:
+        return _digest(orjson.dumps(items), salt)
+    except (TypeError, ValueError):  # nested too deeply to be written
+        return b""
 
 
 def _hashed(value: bytes, salt: bytes) -> bytes:

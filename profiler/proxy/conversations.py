@@ -20,14 +20,13 @@ import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from profiler.proxy.asked import Asked
-from profiler.proxy.exchange import AskedCall, Told
+from profiler.proxy.exchange import Told
 from profiler.proxy.matching import Call, Matching
-from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
-from profiler.records import Status
+from profiler.proxy.turns import Loop, Round, Turn, draft_of, loop_draft
+from profiler.recordings.drafts import LoopDraft
 
 T = TypeVar("T")
 
@@ -37,6 +36,12 @@ IDLE_NS = 900 * 10**9
 HOLD_NS = 60 * 10**9
 """How long a request that failed may be sent again, beyond the wait that its server asked for."""
 
+CHANGED_NS = 10 * 10**9
+"""How long a request that was refused as wrong may be sent again, with the same messages but otherwise not
+the same: Anthropic's tool runner does so where a server does not know its message threads."""
+_CHANGED = frozenset((400, 404, 413, 415, 422))
+"""Statuses of such refusals."""
+
 LONGEST_REPLY_NS = 3600 * 10**9
 
 MOST_OPEN = 10_000
@@ -45,68 +50,20 @@ MOST_ROUNDS = 1_000
 MOST_REMEMBERED = 20_000
 """Ids of calls, and connections, that are remembered after their loops have ended."""
 
-Skip = Callable[[str], None]
-"""Counts something that is in no record, or not where it belongs: why, in a few words."""
+Doubt = Callable[[str], None]
+"""Is told of a request that may not be where it belongs, or of what was not seen of a loop: why, in words."""
 
 NOT_READ = "requests that could not be read: each is a loop of its own"
 UNRESOLVED = "requests whose results could be of several loops: each begins a loop of its own"
 UNKNOWN = "requests with results of calls that no open loop had asked for: each begins a loop of its own"
 BRANCHED = "requests that went on from a reply for the second time: each begins a loop of its own"
 BY_CONNECTION = "requests that only their connection told the loop of"
+LATE = "replies to requests whose loop had been taken to have ended"
 TOO_MANY = "loops ended early, since too many were open at once"
 
 
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One request that is a part of a loop: a try of a round's model request."""
-
-    round: _Round
-    asked: Asked
-    started_ns: int
-    told: Told | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Round:
-    loop: _Loop
-    turns: list[Turn] = field(default_factory=list)
-    told: Told | None = None
-    calls: list[Call] = field(default_factory=list)
-    waits: bool = False
-    results_ns: int | None = None
-    after: _Round | None = None
-    indexed: list[str] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        """Each of its requests has ended, and none well."""
-        return all(turn.told is not None and turn.told.status != "ok" for turn in self.turns)
-
-
-@dataclass(slots=True, eq=False)
-class _Loop:
-    id: str
-    rounds: list[_Round] = field(default_factory=list)
-    open: bool = True
-    touched_ns: int = 0
-    until_ns: int | None = None
-    connection: int = 0
-    ambiguous: int = 0
-    dropped: int = 0
-    held: bytes | None = None
-
-    @property
-    def last(self) -> _Round:
-        return self.rounds[-1]
-
-    @property
-    def asked(self) -> Asked:
-        """Its newest request."""
-        return self.rounds[-1].turns[-1].asked
-
-
 class Conversations:
-    """The loops that are under way. `ended` gets each when it is over, `skip` counts what fits none.
+    """The loops that are under way. `ended` gets each when it is over.
 
     `name` begins the ids of loops. `calls`: where calls of tools are seen for themselves. A loop whose last
     request failed has ended `hold_ns` later, unless that is tried again; any other `idle_ns` after anything
@@ -116,7 +73,7 @@ class Conversations:
     def __init__(
         self,
         ended: Callable[[LoopDraft], None],
-        skip: Skip,
+        doubt: Doubt,
         name: str = "proxy",
         calls: Matching | None = None,
         *,
@@ -125,20 +82,20 @@ class Conversations:
         most_open: int = MOST_OPEN,
     ) -> None:
         self._ended = ended
-        self._skip = skip
+        self._doubt = doubt
         self._name = name
         self._tools = calls
         self._idle_ns, self._hold_ns, self._most_open = idle_ns, hold_ns, most_open
         self._numbers = itertools.count(1)
-        self._open: OrderedDict[str, _Loop] = OrderedDict()  # the one that moved last at the end
-        self._asked: dict[str, list[_Round]] = {}  # id of a call → rounds that asked for it
-        self._responses: dict[str, _Round] = {}
-        self._served: dict[str, _Round] = {}
-        self._nameless: dict[_Round, None] = {}
-        self._failed: dict[bytes, list[_Round]] = {}  # by the digest of their request
+        self._open: OrderedDict[str, Loop] = OrderedDict()  # the one that moved last at the end
+        self._asked: dict[str, list[Round]] = {}  # id of a call → rounds that asked for it
+        self._responses: dict[str, Round] = {}
+        self._served: dict[str, Round] = {}
+        self._nameless: dict[Round, None] = {}
+        self._failed: dict[bytes, list[Round]] = {}  # by the digest of their request
         self._past: OrderedDict[str, None] = OrderedDict()  # ids of calls of loops that have ended
         self._repeated: OrderedDict[str, None] = OrderedDict()  # ids that were used more than once
-        self._connections: OrderedDict[int, _Loop] = OrderedDict()
+        self._connections: OrderedDict[int, Loop] = OrderedDict()
         self._holds: list[tuple[int, str]] = []
         self._shared = False  # a client has been seen to use a connection for several loops at once
         self.begun = 0
@@ -167,8 +124,11 @@ class Conversations:
         turn.told = told
         round_ = turn.round
         loop = round_.loop
-        if not loop.open or round_.waits or round_.after is not None:
-            return  # it was given up, or a reply to another try of it came first
+        if not loop.open:
+            self._doubt(LATE)
+            return
+        if round_.waits or round_.after is not None:
+            return  # a reply to another try of it came first
         round_.told = told
         self._touch(loop, told.ended_ns)
         if told.calls or told.paused:
@@ -181,15 +141,24 @@ class Conversations:
                 self._end(loop)
         elif not round_.failed:
             return  # another try is under way
-        elif told.transient or len(loop.rounds) > 1:
-            until_ns = told.ended_ns + self._hold_ns + (told.model.attempts[-1].retry_after_ns or 0)
-            loop.until_ns = until_ns
-            heapq.heappush(self._holds, (until_ns, loop.id))
-            if turn.asked.digest:
-                loop.held = turn.asked.digest
-                self._failed.setdefault(loop.held, []).append(round_)
         else:
-            self._end(loop)
+            self._hold(turn, told)
+
+    def _hold(self, turn: Turn, told: Told) -> None:
+        """A request failed: wait for another try of it, unless nobody makes one."""
+        loop, attempt = turn.round.loop, told.model.attempts[-1]
+        digest, hold_ns = turn.asked.digest, self._hold_ns
+        if not told.transient and len(loop.rounds) == 1:
+            if attempt.status not in _CHANGED or not turn.asked.said:
+                self._end(loop)
+                return
+            digest, hold_ns = turn.asked.said, min(CHANGED_NS, hold_ns)
+        loop.until_ns = told.ended_ns + hold_ns + (attempt.retry_after_ns or 0)
+        heapq.heappush(self._holds, (loop.until_ns, loop.id))
+        if digest:
+            self._hold_no_more(loop)
+            loop.held = digest, turn.round
+            self._failed.setdefault(digest, []).append(turn.round)
 
     def tick(self, now_ns: int) -> None:
         """Ends what nothing has come of for too long."""
@@ -213,9 +182,9 @@ class Conversations:
 
     # Where a request belongs.
 
-    def _place(self, asked: Asked, now_ns: int, connection: int) -> _Round:
+    def _place(self, asked: Asked, now_ns: int, connection: int) -> Round:
         if not asked.is_read:
-            self._skip(NOT_READ)
+            self._doubt(NOT_READ)
             return self._begin(now_ns)
         before = self._responses.get(asked.previous) if asked.previous is not None else None
         if before is None and asked.served:
@@ -233,10 +202,10 @@ class Conversations:
         round_.loop.ambiguous += ambiguous
         return round_
 
-    def _asking(self, asked: Asked, connection: int) -> tuple[_Round | None, int]:
+    def _asking(self, asked: Asked, connection: int) -> tuple[Round | None, int]:
         """The round whose calls a request brings results of, and how many it could be by their ids alone."""
         ids = [one.id for one in asked.results if one.id]
-        found: dict[_Round, None] = {}
+        found: dict[Round, None] = {}
         for ident in ids:
             for round_ in self._asked.get(ident, ()):
                 found[round_] = None
@@ -250,7 +219,7 @@ class Conversations:
             ]
             if not waiting:
                 past = any(ident in self._past for ident in ids)
-                self._skip(BRANCHED if past and not self._are_repeated(ids) else UNKNOWN)
+                self._doubt(BRANCHED if past and not self._are_repeated(ids) else UNKNOWN)
                 return None, 0
         elif not waiting:
             waiting = [*found]
@@ -261,7 +230,7 @@ class Conversations:
     def _are_repeated(self, ids: Iterable[str]) -> bool:
         return all(ident in self._repeated for ident in ids)
 
-    def _one_of(self, found: list[_Round], asked: Asked, connection: int) -> tuple[_Round | None, int]:
+    def _one_of(self, found: list[Round], asked: Asked, connection: int) -> tuple[Round | None, int]:
         """The one of several loops that ids fit, and how many they are; None where nothing tells."""
         if asked.conversation is not None:
             own = [one for one in found if one.loop.asked.conversation == asked.conversation]
@@ -288,13 +257,13 @@ class Conversations:
         if len(found) > 1 and not self._shared:
             found = _narrowed(found, lambda one: one.loop.connection == connection)
             if len(found) == 1:
-                self._skip(BY_CONNECTION)
+                self._doubt(BY_CONNECTION)
         if len(found) == 1:
             return found[0], count
-        self._skip(UNRESOLVED if found else UNKNOWN)
+        self._doubt(UNRESOLVED if found else UNKNOWN)
         return None, count
 
-    def _go_on(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
+    def _go_on(self, before: Round, asked: Asked, now_ns: int) -> Round:
         """The round that a request with the results of another one is a try of."""
         loop, after = before.loop, before.after
         if before.waits:
@@ -306,21 +275,31 @@ class Conversations:
             own = not self._are_repeated(one.id for one in asked.results)
             if (after.failed and own) or (under_way and same and asked.retry):
                 return self._try_again(after)
-        self._skip(BRANCHED)
+        self._doubt(BRANCHED)
         return self._begin(now_ns)
 
-    def _again(self, asked: Asked, connection: int) -> _Round | None:
-        """The round that a request is another try of: it is the same, to the byte, as one that failed."""
+    def _again(self, asked: Asked, connection: int) -> Round | None:
+        """The round that a request is another try of.
+
+        It is the same, to the byte, as one that failed; or has the messages of one that was refused as wrong.
+        """
         held = [one for one in self._failed.get(asked.digest, ()) if one.loop.asked.key == asked.key]
-        if not held or (asked.retry == 0 and not asked.results):  # another agent's, as its SDK says
+        if asked.retry == 0 and not asked.results:
+            held = []  # another agent's, as its SDK says
+        if not held and asked.said:
+            # Refused for a field that it is now sent without.
+            refused = self._failed.get(asked.said, ())
+            held = [one for one in refused if one.loop.asked.key == asked.key]
+            held = [one for one in held if one.loop.asked.digest != asked.digest]
+        if not held:
             return None
-        found = _narrowed(held, lambda one: asked.retry is None or len(one.turns) == asked.retry)
+        found = _narrowed(held, lambda one: not asked.retry or len(one.turns) == asked.retry)
         for name, mark in asked.marks.items():
             found = _narrowed(found, lambda one: one.loop.asked.marks.get(name) == mark)  # noqa: B023
         found = _narrowed(found, lambda one: one.loop.connection == connection)
         return self._try_again(found[0])  # of several with one body, the one that failed first
 
-    def _try_again(self, round_: _Round) -> _Round:
+    def _try_again(self, round_: Round) -> Round:
         """What had come of its reply before it was cut off is not gone on from."""
         self._hold_no_more(round_.loop)
         self._forget(round_)
@@ -329,17 +308,17 @@ class Conversations:
         round_.calls, round_.waits, round_.told = [], False, None
         return round_
 
-    def _begin(self, now_ns: int) -> _Round:
+    def _begin(self, now_ns: int) -> Round:
         while len(self._open) >= self._most_open:
-            self._skip(TOO_MANY)
+            self._doubt(TOO_MANY)
             self._end(next(iter(self._open.values())))
         self.begun += 1
-        loop = _Loop(f"{self._name}-{next(self._numbers)}")
+        loop = Loop(f"{self._name}-{next(self._numbers)}")
         self._open[loop.id] = loop
         return self._next(loop)
 
-    def _next(self, loop: _Loop) -> _Round:
-        round_ = _Round(loop)
+    def _next(self, loop: Loop) -> Round:
+        round_ = Round(loop)
         loop.rounds.append(round_)
         if len(loop.rounds) > MOST_ROUNDS:
             self._forget(loop.rounds.pop(0))
@@ -348,14 +327,14 @@ class Conversations:
 
     # What a loop waits for.
 
-    def _ask(self, round_: _Round, told: Told) -> None:
+    def _ask(self, round_: Round, told: Told) -> None:
         round_.waits = True
         if told.response_id is not None:
             self._responses[told.response_id] = round_
         for ident in told.server_ids:
             self._served[ident] = round_
         for one in told.calls:
-            call = Call(_draft_of(one), round_, one.made_up)
+            call = Call(draft_of(one), round_, one.made_up)
             round_.calls.append(call)
             if one.made_up:
                 self._nameless[round_] = None
@@ -369,9 +348,11 @@ class Conversations:
                 round_.indexed.append(one.id)
             if self._tools is not None:
                 self._tools.asked(call, one.arguments)
+        told.calls.clear()  # with the arguments
 
-    def _answered(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
+    def _answered(self, before: Round, asked: Asked, now_ns: int) -> Round:
         """A request has brought the results of a round; returns the next one."""
+        self._hold_no_more(before.loop)
         before.waits, before.results_ns = False, now_ns
         self._nameless.pop(before, None)
         left: dict[str, list[Call]] = {}
@@ -399,7 +380,7 @@ class Conversations:
         if is_error and draft.status == "ok":
             draft.status, draft.error_type = "error", "tool_error"
 
-    def _forget(self, round_: _Round) -> None:
+    def _forget(self, round_: Round) -> None:
         """Nothing goes on from this round any more."""
         for ident in round_.indexed:
             rounds = self._asked.get(ident)
@@ -420,97 +401,35 @@ class Conversations:
                 if self._served.get(ident) is round_:
                     del self._served[ident]
 
-    def _hold_no_more(self, loop: _Loop) -> None:
+    def _hold_no_more(self, loop: Loop) -> None:
         if loop.held is not None:
-            held = self._failed[loop.held]
-            held.remove(loop.last)
+            digest, round_ = loop.held
+            held = self._failed[digest]
+            held.remove(round_)
             if not held:
-                del self._failed[loop.held]
+                del self._failed[digest]
             loop.held = None
 
-    def _touch(self, loop: _Loop, now_ns: int) -> None:
+    def _touch(self, loop: Loop, now_ns: int) -> None:
         loop.touched_ns, loop.until_ns = now_ns, None
         self._open.move_to_end(loop.id)
 
-    def _end(self, loop: _Loop) -> None:
+    def _end(self, loop: Loop) -> None:
         loop.open = False
         del self._open[loop.id]
         self._hold_no_more(loop)
         for round_ in loop.rounds[-2:]:
             self._forget(round_)
-        last = loop.last
-        status: Status = "cancelled"
-        error_type = None
-        if last.told is not None and not last.waits and all(turn.told is not None for turn in last.turns):
-            status, error_type = last.told.status, last.told.model.error_type
-        if self._tools is not None and last.waits:
-            self._tools.over(last.calls, None)
-        guessed = sum(call.guessed for round_ in loop.rounds for call in round_.calls)
-        self._ended(
-            LoopDraft(
-                loop.id,
-                "proxy",
-                [_round_draft(round_) for round_ in loop.rounds],
-                started_ns=loop.rounds[0].turns[0].started_ns,
-                ended_ns=None if last.told is None else last.told.ended_ns,
-                status=status,
-                error_type=error_type if status == "error" else None,
-                ambiguous_calls=loop.ambiguous + guessed,
-                rounds_dropped=loop.dropped,
-            )
-        )
+        if self._tools is not None and loop.last.waits:
+            self._tools.over(loop.last.calls, None)
+        self._ended(loop_draft(loop))
 
 
-def _round_draft(round_: _Round) -> RoundDraft:
-    """What was seen of a round.
-
-    Its tool phase is exact: from when its last call was complete to the request with the results. Of several
-    calls each ended no later than that. One that was alone took as long as the phase, with its client's own
-    time inside; and one that was seen for itself has its own times.
-    """
-    told = round_.told
-    model = _model_draft(round_)
-    calls = round_.calls
-    if told is None or not calls or (told.status != "ok" and round_.results_ns is None):
-        return RoundDraft(model)
-    started_ns = max(call.draft.asked_ns or told.ended_ns for call in calls)
-    only = calls[0].draft if len(calls) == 1 else None
-    if only is not None and only.started_ns is None and only.ended_ns is not None and not only.refused:
-        only.started_ns, only.derived = started_ns, ("started_ns", "ended_ns")
-    return RoundDraft(model, [call.draft for call in calls], started_ns, round_.results_ns)
-
-
-def _model_draft(round_: _Round) -> ModelDraft:
-    """The request of a round, with all of its tries."""
-    first, last = round_.turns[0], round_.turns[-1]
-    attempts = [attempt for turn in round_.turns if turn.told for attempt in turn.told.model.attempts]
-    told = round_.told
-    if told is None:
-        ended_ns = attempts[-1].ended_ns if last.told is not None and attempts else None
-        draft = ModelDraft(last.asked.api, last.asked.model, ended_ns=ended_ns, status="cancelled")
-    else:
-        draft = told.model
-    retries = max((turn.asked.retry or 0 for turn in round_.turns), default=0)
-    return replace(
-        draft,
-        started_ns=first.started_ns,
-        attempts=tuple(attempts),
-        resends=max(0, retries + 1 - len(round_.turns)),
-    )
-
-
-def _draft_of(one: AskedCall) -> CallDraft:
-    draft = CallDraft(one.name, one.id, one.asked_ns)
-    if one.truncated:
-        draft.status, draft.error_type, draft.refused = "error", "truncated", True
-    return draft
-
-
-def _sent_ids(round_: _Round) -> list[str]:
+def _sent_ids(round_: Round) -> list[str]:
     return ["" if call.made_up else call.draft.id for call in round_.calls]
 
 
-def _is_paused(round_: _Round) -> bool:
+def _is_paused(round_: Round) -> bool:
     return round_.told is not None and round_.told.paused
 
 

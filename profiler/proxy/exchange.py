@@ -238,6 +238,8 @@ class Reading:
         calls: list[CallRequest] = reader.calls
         if not reader.usable:  # a client may run the calls that had come
             calls = [request for request, _ in complete]
+        for ident, name in reader.other_calls:
+            told.calls.append(AskedCall(ident, name, ended_ns, {}))
         if not calls:
             return
         since = {id(request): at_ns for request, at_ns in complete}

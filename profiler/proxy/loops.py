@@ -11,17 +11,26 @@ from collections import Counter
 from collections.abc import Callable
 
 from profiler.proxy.asked import asked_of
-from profiler.proxy.conversations import Conversations, Turn
+from profiler.proxy.conversations import Conversations
 from profiler.proxy.exchange import Reading, body_of
 from profiler.proxy.kinds import kind_of
 from profiler.proxy.matching import Matching
 from profiler.proxy.mcp import McpCalls, McpReading
 from profiler.proxy.seen import Exchange
+from profiler.proxy.turns import Turn
 from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.records import LoopRecord
 
 Sink = Callable[[LoopRecord, Tally], None]
 
+ALONE = (
+    "the proxy sees no tools: a call that was alone in its round lasts from the reply that asked for it to"
+    " the request with its result, its client's own time and any approval inside (derived)"
+)
+BOUNDS = (
+    "of several calls in one round the proxy sees the time of all together, exactly, and of each an upper"
+    " bound, except where it sees the call itself (--mcp-upstream)"
+)
 UNFINISHED = "requests whose client left before all of them was there"
 UNREAD = "responses that could not be read"
 
@@ -29,8 +38,9 @@ UNREAD = "responses that could not be read"
 class LoopObserver:
     """Turns exchanges into the records of loops, and hands each to `sink` when its loop has ended.
 
-    `read` counts requests by kind, `skip` is told what is in no loop or not where it belongs. `mcp`: calls of
-    tools are seen too.
+    `read` is told the kind of each request, `skip` of those that are in no record and `note` of what a reader
+    has to know, as that some may not be where they belong (`doubts` counts these): in words that stay few.
+    `mcp`: calls of tools are seen too.
     """
 
     def __init__(
@@ -40,16 +50,19 @@ class LoopObserver:
         mcp: bool = False,
         read: Callable[[str], None] = lambda kind: None,
         skip: Callable[[str], None] = lambda reason: None,
+        note: Callable[[str], None] = lambda words: None,
         salt: bytes | None = None,
     ) -> None:
         self._sink = sink
         self._read = read
         self._skip = skip
+        self._note = note
+        self.doubts: Counter[str] = Counter()
         self._salt = secrets.token_bytes(16) if salt is None else salt
         self._matching = Matching(self._salt) if mcp else None
         self._mcp = None if self._matching is None else McpCalls(self._matching)
         name = f"proxy-{secrets.token_hex(4)}"
-        self._conversations = Conversations(self._ended, skip, name, self._matching)
+        self._conversations = Conversations(self._ended, self._doubt, name, self._matching)
         self.requests: Counter[tuple[str, str]] = Counter()
         """Exchanges that have ended, by kind and by the class of their status (`2xx`, `none`)."""
         self.loops = 0
@@ -91,7 +104,7 @@ class LoopObserver:
             turn: Turn = state[0]
             told = state[1].told(exchange)
             if told.model.unreadable:
-                self._skip(UNREAD)
+                self._doubt(UNREAD)
             self._conversations.told(turn, told)
         elif kind == "model" and exchange.outcome == "client gone":
             self._skip(UNFINISHED)
@@ -108,6 +121,11 @@ class LoopObserver:
         if self._matching is not None:
             self._matching.close()
 
+    def _doubt(self, words: str) -> None:
+        self.doubts[words] += 1
+        if self.doubts[words] == 1:
+            self._note(words)
+
     def _count(self, exchange: Exchange) -> str:
         if exchange.kind == "mcp":
             kind = "mcp"
@@ -122,5 +140,10 @@ class LoopObserver:
         if self._matching is not None:
             draft.orphan_calls = self._matching.take_orphans()
         tally = Tally()
+        record = record_of(draft, tally)
         self.loops += 1
-        self._sink(record_of(draft, tally), tally)
+        if tally.derived:
+            self._note(ALONE)
+        if tally.upper_bounds:
+            self._note(BOUNDS)
+        self._sink(record, tally)

@@ -1,8 +1,8 @@
 """The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
 
-Events are told in turns of the event loop of their own, a millisecond's worth at a time, so that what is
-being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is left out and
-counted.
+Events are told a little later, in turns of the event loop of their own, half a millisecond's worth at a time,
+so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is
+left out and counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ MOST_HELD = 192 * 2**20
 """Bytes of all of them."""
 
 MOST_EVENTS = 20_000
-TURN_NS = 1_000_000
+DELAY_SECONDS = 0.02
+"""How long events wait to be told, several together: right after its bytes were handed on a client is woken,
+and an answer may be there at once, and neither should find the processor taken."""
+
+TURN_NS = 500_000
 
 _Event = Literal["requested", "responding", "ended"]
 
@@ -122,7 +126,7 @@ class Watching:
         self._queue.append((event, exchange))
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_later(DELAY_SECONDS, self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from profiler import metrics
 from profiler.errors import UsageError
+from profiler.metrics import Metric
 from profiler.providers.endpoint import exposed, scrape_host
 from profiler.proxy.forward import Answer
 from profiler.proxy.observing import Watching
@@ -24,6 +28,8 @@ from profiler.proxy.upstream import Pool
 
 DRAIN_SECONDS = 5.0
 """How long what is being forwarded may go on after the first signal; a second one cuts it."""
+
+MOST_FILES = 65_536
 
 _TICK_SECONDS = 1.0
 
@@ -79,6 +85,9 @@ async def serve(
         warning = exposed("the proxy", host, bound)
         if warning is not None:
             print(f"profiler proxy: {warning}", file=sys.stderr, flush=True)  # noqa: T201
+        # The objects of now stay alive: full collections would only walk over them, and hold streams up.
+        gc.collect()
+        gc.freeze()
         ticking = loop.create_task(_tick(server))
         await stopped.wait()
         listener.close()
@@ -101,10 +110,10 @@ def _own(serving: Serving, server: Callable[[], ProxyServer]) -> dict[bytes, Own
     render = serving.metrics
     if render is not None:
 
-        def metrics() -> Answer:
+        def shown() -> Answer:
             return Answer(200, b"text/plain; version=0.0.4; charset=utf-8", render(server()))
 
-        own[b"/metrics"] = own[b"/profiler/metrics"] = metrics
+        own[b"/metrics"] = own[b"/profiler/metrics"] = shown
     return own
 
 
@@ -145,8 +154,22 @@ def _handled(loop: asyncio.AbstractEventLoop, handle: Callable[[signal.Signals],
                 signal.signal(number, handler)
 
 
+def _allow_files() -> None:
+    """Let this process have as many connections as the system admits: each agent takes two."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(main: Coroutine[Any, Any, Served]) -> Served:
     """Run it on uvloop, where there is one."""
+    _allow_files()
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         import uvloop
@@ -166,32 +189,31 @@ def how_to_ask(upstream: Upstream, root: str) -> list[tuple[str, str]]:
     return [(names[api], upstream.base_url(root, api)) for api in upstream.apis]
 
 
-def exposition(server: ProxyServer, requests: dict[tuple[str, str], int], open_loops: int) -> bytes:
+def exposition(
+    server: ProxyServer,
+    requests: Mapping[tuple[str, str], int],
+    open_loops: int,
+    doubts: Mapping[str, int] = MappingProxyType({}),
+) -> bytes:
     """The proxy's own metrics, text format 0.0.4. `requests`: exchanges that ended, by kind and status."""
     watching, pool = server.watching, server.pool
-    ended = {f'{{kind="{kind}",status="{status}"}}': n for (kind, status), n in sorted(requests.items())}
-    outcomes = {
-        f'{{outcome="{name}"}}': server.counts[name]
-        for name in ("complete", "client gone", "upstream gone", "refused", "tunnelled", "not_http")
+    outcomes = ("complete", "client gone", "upstream gone", "refused", "tunnelled", "not_http")
+    samples: dict[Metric, dict[tuple[str, ...], int]] = {
+        metrics.PROXY_REQUESTS: {key: requests[key] for key in sorted(requests)},
+        metrics.PROXY_EXCHANGES: {(name,): server.counts[name] for name in outcomes},
+        metrics.PROXY_IN_FLIGHT: {(): server.in_flight},
+        metrics.PROXY_CLIENTS: {(): len(server.connections)},
+        metrics.PROXY_UPSTREAM: {(): len(pool.connections)},
+        metrics.PROXY_UPSTREAM_MADE: {(): pool.made},
+        metrics.PROXY_OPEN_LOOPS: {(): open_loops},
+        metrics.PROXY_DOUBTS: {(why.partition(":")[0],): doubts[why] for why in sorted(doubts)},
+        metrics.PROXY_UNOBSERVED: {(): watching.dropped},
+        metrics.PROXY_DEFECTS: {(): watching.failures},
     }
-    families: list[tuple[str, str, str, dict[str, int]]] = [
-        ("requests_total", "counter", "Forwarded requests that ended, by what they are for.", ended),
-        ("exchanges_total", "counter", "Requests by how they ended.", outcomes),
-        ("requests_in_flight", "gauge", "Requests that are being forwarded.", {"": server.in_flight}),
-        ("client_connections", "gauge", "Connections of clients.", {"": len(server.connections)}),
-        ("upstream_connections", "gauge", "Connections to upstreams.", {"": len(pool.connections)}),
-        ("upstream_connections_made_total", "counter", "Connections made to upstreams.", {"": pool.made}),
-        ("open_loops", "gauge", "Loops that have not ended, or not for long.", {"": open_loops}),
-        (
-            "unobserved_total",
-            "counter",
-            "Exchanges forwarded of which too little was read along, under load.",
-            {"": watching.dropped},
-        ),
-        ("defects_total", "counter", "Failures of the reading along.", {"": watching.failures}),
-    ]
     lines = []
-    for name, kind, meaning, samples in families:
-        lines.append(f"# HELP toolloop_proxy_{name} {meaning}\n# TYPE toolloop_proxy_{name} {kind}\n")
-        lines += [f"toolloop_proxy_{name}{labels} {value}\n" for labels, value in samples.items()]
+    for metric in metrics.PROXY_TABLE:
+        lines.append(f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n")
+        for values, value in samples[metric].items():
+            pairs = ",".join(f'{name}="{text}"' for name, text in zip(metric.labels, values, strict=True))
+            lines.append(f"{metric.name}{{{pairs}}} {value}\n" if pairs else f"{metric.name} {value}\n")
     return "".join(lines).encode()

@@ -43,9 +43,9 @@ class CallDraft:
     its end was written down some time after it, so that its place is a guess and only `own_ns` counts.
     `wait`: as in `ToolCall`.
     `key` names it among all calls of an import, for loops that it spawned (`LoopDraft.spawned_by`). An `id`
-    that the recording lacks is made up, by the door, of what does name the call there. `derived` names those of
-    its times that the door worked out: of a call that alone made up a tool phase, its start and its end are
-    those of the phase, with its client's own time inside.
+    that the recording lacks is made up, by the door, of what does name the call there. `derived` names
+    those of its times that the door worked out: of a call that alone made up a tool phase, its start and its
+    end are those of the phase, with its client's own time inside.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,11 +15,18 @@ from typing import Any
 
 import pytest
 
+from profiler import ToolLoop
 from profiler.emulator.process import start_emulator
+from profiler.errors import ProviderError
+from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
+from profiler.records import LoopRecord
+from tests.dialects.script import TOOLS
+from tests.dialects.server import APIS
 from tests.integration.mcp_callers import CALLERS, Target, session_of
 from tests.integration.proxied_agents import KEY, SECRET, TOOL, agent, client_of, proxied
 
 MS = 1_000_000
+MODELS = {"openai": OpenAIChat, "openai-responses": OpenAIResponses, "anthropic": AnthropicMessages}
 
 SCENARIO = """
 description = "two rounds of one to three calls; quick"
@@ -271,3 +279,104 @@ def test_fifty_agents_of_another_server_are_told_apart(tmp_path: Path) -> None:
     # Its own clock stops when it has written; ours when that has come.
     assert sum(ours >= theirs - MS for ours, theirs in zip(seen, ends, strict=True)) == 100
     assert all(round_.model.input_tokens is None for record in records for round_ in record.rounds)
+
+
+@contextmanager
+def dialects() -> Iterator[str]:
+    command = (sys.executable, "-m", "tests.dialects.server")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+        process.stdout.close()
+
+
+def told(record: LoopRecord) -> list[Any]:
+    """What a client and a proxy must both know of a loop."""
+    return [
+        (
+            model.status,
+            model.finish_reason,
+            *(model.input_tokens, model.output_tokens, model.cached_tokens, model.reasoning_tokens),
+            sorted(call.name for call in round_.tool_calls),
+        )
+        for round_ in record.rounds
+        for model in [round_.model]
+    ]
+
+
+def test_every_dialect_makes_the_loop_that_its_client_had(tmp_path: Path) -> None:
+    """Ids that are missing or used twice, replies that are odd: one loop each, with the rounds it had."""
+    ours: list[LoopRecord] = []
+    known = [(api, row) for api, rows_of_api in APIS.items() for row in rows_of_api]
+    rows = [(api, row, number % 2 == 0) for number, (api, row) in enumerate(known)]
+    with dialects() as url, proxied(tmp_path / "runs", "--upstream", url) as proxy:
+
+        async def main() -> None:
+            clients = {api: client_of(api, proxy.url, max_retries=0) for api in APIS}
+            for api, row, streamed in rows:
+                base = f"{proxy.url}/{api}/{row.slug}/{'s' if streamed else 'w'}"
+                base += "" if api == "anthropic" else "/v1"
+                model: Any = MODELS[api](clients[api].with_options(base_url=base), "m")
+                loop = ToolLoop(model, [*TOOLS.values()], stream=streamed, sinks=[ours.append])
+                with contextlib.suppress(ProviderError):
+                    await loop.run([{"role": "user", "content": "What is the weather?"}])
+            for client in clients.values():
+                await client.close()
+
+        asyncio.run(main())
+        said = proxy.stop()
+    seen = proxy.records()
+    assert len(seen) == len(ours) == len(rows), said
+    for (api, row, streamed), own, record in zip(rows, ours, seen, strict=True):
+        assert told(record) == told(own), (api, row.name, streamed)
+
+
+FAULTS = """
+[[faults]]
+kind = "http_503"
+probability = 0.3
+
+[[faults]]
+kind = "reset"
+probability = 0.15
+"""
+
+
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_retries_of_an_sdk_are_tries_of_one_request_with_their_backoff(api: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(SCENARIO + FAULTS)
+    with start_emulator(str(scenario), seed=9) as emulator:
+        with proxied(tmp_path / "runs", "--upstream", emulator.url) as proxy:
+
+            async def main() -> list[list[str]]:
+                async with client_of(api, proxy.url, max_retries=8) as client:
+                    loops = (agent(api, client, [TOOL], SECRET, False, look) for _ in range(12))
+                    return await asyncio.gather(*loops)
+
+            asked = asyncio.run(main())
+            said = proxy.stop()
+        entries = [entry for entry in journal(emulator.url) if entry["kind"] == "model"]
+    records = proxy.records()
+    assert len(records) == 12, said
+    assert {record.status for record in records} == {"ok"}
+    assert sorted(sorted(call.id for call in record.tool_calls) for record in records) == sorted(
+        map(sorted, asked)
+    )
+    models = [round_.model for record in records for round_ in record.rounds]
+    attempts = [attempt for model in models for attempt in model.attempts]
+    assert len(attempts) == len(entries) > len(models)
+    assert sum(attempt.status == 503 for attempt in attempts) == sum(
+        entry["status"] == 503 for entry in entries
+    )
+    assert {attempt.error_type for attempt in attempts if attempt.status is None} <= {"connection"}
+    assert sum(model.resends for model in models) == 0
+    for model in models:
+        # Both SDKs wait for half a second, less a quarter, and twice as long each time.
+        for number, retry in enumerate(model.retries):
+            assert retry.backoff_ns >= 0.3 * 10**9 * min(2**number, 8)
+        assert [attempt.status for attempt in model.attempts][-1] == 200

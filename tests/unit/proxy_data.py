@@ -26,13 +26,22 @@ class Traffic:
 
     def __init__(self, mcp: bool = False) -> None:
         self.records: list[LoopRecord] = []
-        self.skipped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.tally = Tally()
         self.number = 0
-        self.observer = LoopObserver(self._ended, mcp=mcp, skip=self._skip, salt=b"salt")
+        self.observer = LoopObserver(self._ended, mcp=mcp, skip=self._skip, note=self._note, salt=b"salt")
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What is in no record, and what may not be where it belongs."""
+        return self.left_out + self.observer.doubts
 
     def _skip(self, reason: str) -> None:
-        self.skipped[reason] += 1
+        self.left_out[reason] += 1
+
+    def _note(self, words: str) -> None:
+        self.notes[words] += 1
 
     def _ended(self, record: LoopRecord, tally: Tally) -> None:
         self.records.append(record)

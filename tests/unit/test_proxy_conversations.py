@@ -204,8 +204,11 @@ def test_tries_that_were_not_seen_are_a_count() -> None:
 def test_request_that_nobody_sends_again_ends_its_loop(status: int) -> None:
     traffic, agent = Traffic(), Agent("openai")
     traffic.respond(traffic.send(agent.path, agent.body, 0), {"error": {"message": "no"}}, 50, status)
-    [record] = traffic.records
-    assert (record.status, record.error_type) == ("error", f"http_{status}")
+    traffic.respond(traffic.send(agent.path, agent.body, 100), {"error": {"message": "no"}}, 150, status)
+    traffic.observer.tick(10_200 * MS)
+    for record in traffic.records:
+        assert (record.status, record.error_type) == ("error", f"http_{status}")
+    assert len(traffic.records) == 2
 
 
 def test_failed_request_is_waited_for_as_long_as_its_server_asked_and_more() -> None:
@@ -468,3 +471,88 @@ def test_nothing_is_left_of_loops_that_have_ended() -> None:
     assert not traffic.skipped
     for index in ("_open", "_asked", "_responses", "_served", "_nameless", "_failed"):
         assert not getattr(inner, index), index
+
+
+@pytest.mark.parametrize("kind", ["local_shell", "shell", "computer", "apply_patch"])
+def test_calls_of_tools_that_the_api_knows_and_the_client_runs_go_on_with_the_loop(kind: str) -> None:
+    traffic, agent, api = Traffic(), Agent("openai-responses"), "openai-responses"
+    item = {"type": f"{kind}_call", "id": "i1", "call_id": "c1", "status": "completed", "action": {}}
+    traffic.respond(traffic.send(agent.path, agent.body, 0), {**reply(api), "output": [item]}, 100)
+    agent.history += [item, {"type": f"{kind}_call_output", "call_id": "c1", "output": "x"}]
+    traffic.respond(traffic.send(agent.path, agent.body, 200), reply(api), 300)
+    [record] = traffic.records
+    assert [(call.id, call.name, ms(call.duration_ns)) for call in record.tool_calls] == [("c1", kind, 100)]
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_reply_that_was_cut_off_may_be_gone_on_from(api: str) -> None:
+    traffic, agent = Traffic(), Agent(api, stream=True)
+    exchange = traffic.send(agent.path, agent.body, 0)
+    # Its client has the calls that it wants, and does not wait for the end.
+    traffic.respond(exchange, stream(api, 50, CALLS)[:-1], 85, outcome="client gone")
+    agent.went_on(CALLS)
+    traffic.respond(traffic.send(agent.path, agent.body, 200), stream(api, 250), 300)
+    [record] = traffic.records
+    assert record.status == "ok"
+    assert record.rounds[0].model.status == "cancelled"
+    # The last call of Messages is known to be whole when another block begins; its text is, before that.
+    assert [(call.id, ms(call.ended_ns)) for call in record.tool_calls] == [("a1", 200), ("a2", 200)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(order=st.randoms(use_true_random=False))
+def test_whatever_happens_each_request_is_in_one_round_and_nothing_is_left(order: Any) -> None:
+    """Ids that are used twice or missing, failures, retries, branches, ends of connections, long silence."""
+    traffic = Traffic(mcp=True)
+    agents = [Agent(order.choice(APIS)) for _ in range(4)]
+    flying: list[tuple[Agent, Exchange]] = []
+    now, sent = 0.0, 0
+    for _ in range(order.randint(1, 60)):
+        now += order.choice([1, 10, 1000, 70_000, 1_000_000])
+        step = order.randint(0, 9)
+        agent = order.choice(agents)
+        if step <= 4 or not flying:
+            headers = order.choice([[], [("x-stainless-retry-count", str(order.randint(0, 2)))]])
+            if order.random() < 0.2:
+                agent.more = {"previous_response_id": f"r{order.randint(0, 2)}"}
+            flying.append((agent, traffic.send(agent.path, agent.body, now, order.randint(1, 3), headers)))
+            sent += 1
+        elif step <= 7:
+            agent, exchange = flying.pop(order.randrange(len(flying)))
+            calls: list[Call] = [(f"c{order.randint(0, 3)}", "t") for _ in range(order.randint(0, 3))]
+            ident = f"r{order.randint(0, 2)}"
+            body: Any = reply(agent.api, calls, ident=ident)
+            if order.random() < 0.5:
+                body = stream(agent.api, now, calls, ident=ident)
+            outcome = order.choice(["complete", "complete", "client gone", "upstream gone"])
+            traffic.respond(exchange, body, now, outcome=outcome)
+            agent.went_on(calls)
+        elif step == 8:
+            _, exchange = flying.pop()
+            traffic.respond(exchange, {"error": {}}, now, order.choice([400, 429, 500]))
+        else:
+            traffic.observer.tick(int(now) * MS)
+    traffic.close()
+    for _, exchange in flying:
+        traffic.end(exchange, now, "client gone")
+    models = [round_.model for record in traffic.records for round_ in record.rounds]
+    attempts = sum(len(model.attempts) for model in models)
+    assert attempts + traffic.skipped[conversations.LATE] == sent
+    inner: Any = traffic.observer._conversations
+    for index in ("_open", "_asked", "_responses", "_served", "_nameless", "_failed"):
+        assert not getattr(inner, index), index
+    assert not inner._tools._waiting
+    assert not inner._tools._by_id
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_request_that_is_sent_without_what_it_was_refused_for_is_a_try_of_the_same_round(api: str) -> None:
+    traffic, agent = Traffic(), Agent(api, more={"thread": {}, "stream_options": {}})
+    count = ("x-stainless-retry-count", "0")
+    traffic.respond(traffic.send(agent.path, agent.body, 0, headers=[count]), {"error": {}}, 50, 400)
+    agent.more = {}
+    traffic.respond(traffic.send(agent.path, agent.body, 60, headers=[count]), reply(api), 90)
+    [record] = traffic.records
+    assert [attempt.status for attempt in record.rounds[0].model.attempts] == [400, 200]
+    assert record.status == "ok"
+    assert not traffic.skipped

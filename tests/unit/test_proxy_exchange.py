@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from profiler.proxy import conversations
 from profiler.proxy.asked import Result, asked_of
 from profiler.proxy.kinds import KINDS, kind_of
-from profiler.proxy.loops import UNREAD
+from profiler.proxy.loops import ALONE, BOUNDS, UNREAD
 from profiler.proxy.observing import Watching
 from profiler.proxy.seen import Exchange, Piece
 from profiler.recordings.drafts import Tally, record_of
@@ -99,12 +99,12 @@ def test_compressed_requests_are_read() -> None:
     assert len(record.rounds) == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"messages": 3}', b"\xff\xfe", gzip.compress(b"{}")])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"messages": 3}', b"\xff\xfe", gzip.compress(b"{}", mtime=0)])
 def test_request_that_is_none_is_a_loop_all_the_same(body: bytes) -> None:
     traffic = Traffic()
     exchange = traffic.send("/v1/chat/completions", body, 0)
     traffic.respond(exchange, {"error": {"message": "bad"}}, 50, 400)
-    [record] = traffic.records
+    [record] = traffic.close()
     assert (record.status, record.error_type) == ("error", "http_400")
 
 
@@ -273,3 +273,15 @@ def test_draft_of_a_call_that_was_alone_makes_a_derived_call() -> None:
     [call] = record_of(drafts[0], tally).tool_calls
     assert (tally.exact, tally.derived) == (0, 1)
     assert call.latency_ns == 250 * MS
+
+
+def test_reader_is_told_what_durations_are() -> None:
+    traffic, agent = Traffic(), Agent("openai")
+    two: list[Call] = [("a1", "weather"), ("a2", "weather")]
+    traffic.respond(traffic.send(agent.path, agent.body, 0), reply("openai", CALLS), 100)
+    agent.went_on(CALLS)
+    traffic.respond(traffic.send(agent.path, agent.body, 350), reply("openai", two), 400)
+    assert not traffic.notes
+    agent.went_on(two)
+    traffic.respond(traffic.send(agent.path, agent.body, 500), reply("openai"), 600)
+    assert {*traffic.notes} == {ALONE, BOUNDS}

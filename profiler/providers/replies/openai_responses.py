@@ -38,6 +38,9 @@ _SERVER_TOOLS = {
 }
 """Items of tools that the server runs itself, and what records call them."""
 
+_OF_CLIENT = frozenset(("local_shell_call", "shell_call", "computer_call", "apply_patch_call"))
+"""Items of tools that the client runs, and that are none of its own."""
+
 _ENDS = {
     "response.completed": "completed",
     "response.done": "completed",  # OpenRouter's
@@ -102,6 +105,14 @@ class ResponsesReader(ReplyReader):
         self._not_final: list[CallRequest] = []
         self._final: dict[str, Any] = {}
         self._strays: list[_Item] = []  # of pieces of items that had not been added
+
+    @property
+    def other_calls(self) -> list[tuple[str, str]]:
+        return [
+            (ident, item.kind.removesuffix("_call"))
+            for item in self._in_order()
+            if item.kind in _OF_CLIENT and (ident := text_of(item.data.get("call_id")))
+        ]
 
     def _whole(self, data: dict[str, Any]) -> None:
         output = data.get("output")

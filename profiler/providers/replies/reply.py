@@ -113,7 +113,12 @@ class ReplyReader:
 
     @property
     def server_ids(self) -> list[str]:
-        """The ids of the calls of tools that the server runs itself, where such a call may be gone on with."""
+        """Ids of calls of tools that the server runs itself, where a paused turn may end with one."""
+        return []
+
+    @property
+    def other_calls(self) -> list[tuple[str, str]]:
+        """The ids and names of calls of its client's that have no arguments in the usual form."""
         return []
 
     def feed(self, chunk: bytes) -> None:
