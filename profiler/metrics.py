@@ -333,3 +333,28 @@ COLLECTOR_TABLE = tuple(
     if isinstance(value, Metric) and value.name.startswith("toolloop_collector_")
 )
 """What `profiler collect` shows of itself, beside the loops that it recorded."""
+
+PROXY_REQUESTS = counter(
+    "toolloop_proxy_requests_total",
+    "Forwarded requests that ended, by what they are for.",
+    ("kind", "status"),
+)
+PROXY_EXCHANGES = counter("toolloop_proxy_exchanges_total", "Requests by how they ended.", ("outcome",))
+PROXY_IN_FLIGHT = gauge("toolloop_proxy_requests_in_flight", "Requests that are being forwarded.")
+PROXY_CLIENTS = gauge("toolloop_proxy_client_connections", "Connections of clients.")
+PROXY_UPSTREAMS = gauge("toolloop_proxy_upstream_connections", "Connections to upstreams.")
+PROXY_UPSTREAMS_MADE = counter(
+    "toolloop_proxy_upstream_connections_made_total", "Connections made to upstreams."
+)
+PROXY_OPEN_LOOPS = gauge("toolloop_proxy_open_loops", "Loops that have not ended, or not for long.")
+PROXY_UNOBSERVED = counter(
+    "toolloop_proxy_unobserved_total", "Exchanges forwarded of which too little was read along, under load."
+)
+PROXY_DEFECTS = counter("toolloop_proxy_defects_total", "Failures of the reading along.")
+
+PROXY_TABLE = tuple(
+    value
+    for value in list(globals().values())
+    if isinstance(value, Metric) and value.name.startswith("toolloop_proxy_")
+)
+"""What `profiler proxy` shows of itself, beside the loops that it recorded."""
