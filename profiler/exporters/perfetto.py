@@ -492,7 +492,7 @@ class _Writer:
             if round_.tool_calls:
                 flow = f"0x{next(flows):x}"
                 event |= {"bind_id": flow, "flow_out": True}
-                # By the clocks of several machines a call may begin before its round does: no arrow leads back.
+                # By clocks of several machines a call may begin before its round: no arrow leads back.
                 first = span[0] // 1000
                 calls.extend((c, flow if c.began_ns // 1000 >= first else "") for c in round_.tool_calls)
             yield event

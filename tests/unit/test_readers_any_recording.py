@@ -49,6 +49,8 @@ class Maker:
             status=self.random.choice(("ok", "error", "cancelled")),
             streamed=self.some(0.5),
             first_token_ns=self.time(),
+            first_output_ns=self.time(),
+            first_tool_call_ns=self.time(),
             attempts=tuple(self.attempt() for _ in range(self.random.randrange(3))),
             resends=self.random.randrange(2),
         )
@@ -124,6 +126,12 @@ def test_counters_only_rise_whatever_was_recorded(seed):
         sink(record)
     counters = [metric for metric in metrics.TABLE if metric.kind == "counter"]
     assert all(value >= 0 for metric in counters for _, value in sink.values(metric))
+    firsts = (metrics.MODEL_FIRST_TOKEN, metrics.MODEL_FIRST_OUTPUT, metrics.MODEL_FIRST_TOOL_CALL)
+    for record in loops(seed):
+        for model in (round_.model for round_ in record.rounds):
+            after = (model.first_token_after_ns, model.first_output_after_ns, model.first_tool_call_after_ns)
+            assert all(0 <= one <= model.duration_ns for one in after if one is not None)
+    assert all(child.sum for metric in firsts for _, child in sink.children(metric))
     times = [metric for metric in metrics.TABLE if metric.kind == "histogram"]
     assert all(child.sum >= 0 for metric in times for _, child in sink.children(metric))
     assert Exposition(sink).render()
