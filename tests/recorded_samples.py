@@ -1,5 +1,5 @@
-"""A small recording in each format that can be imported, all of the same: two loops, of which the second is the
-first one again ten minutes later. A model asks for two calls at once (0.2 s and 0.5 s), then answers.
+"""A small recording in each format that can be imported, all of the same: two loops, of which the second is
+the first one again ten minutes later. A model asks for two calls at once (0.2 s and 0.5 s), then answers.
 
 `CANARY` is in all that is content: arguments, prompts, results, answers, paths, users.
 """

@@ -1,6 +1,7 @@
 """Sessions of Claude Code: `projects/<directory>/<session>.jsonl`, with a file of its own for each sub-agent.
 
-`read` takes of every line what is known of it; `profiler.recordings.claude_loops` makes loops of the lines.
+`read` takes of every line what is known of it; `claude_lines` puts the lines in their order, and
+`claude_loops` makes loops of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from profiler.recordings.claude_loops import (
+from profiler.recordings.claude_lines import (
     COMMAND,
     FAILED,
     GAVE_UP,
@@ -23,8 +24,8 @@ from profiler.recordings.claude_loops import (
     STOP,
     Line,
     in_order,
-    loops_of,
 )
+from profiler.recordings.claude_loops import loops_of
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
@@ -53,6 +54,11 @@ _DENIED = ("Permission to use ", "Permission for this ")
 _EXIT = re.compile(r"(?:Error: )?(?:Command failed with )?[Ee]xit code:? (\d{1,3})\b")
 
 
+_KIND = re.compile(
+    rb'"type"\s*:\s*"(?:user|assistant|system|progress|attachment|queue-operation|permission-mode|mode|ai-title|'
+    rb'last-prompt|agent-name|custom-title)"'
+)
+_BARE = re.compile(rb'"type"\s*:\s*"(?:summary"[^\n]*"leafUuid"|file-history-snapshot")')
 _API_ERROR = re.compile(r"API Error: (?:\w+ )?(\d{3})\b")
 
 
@@ -63,18 +69,19 @@ class ClaudeCode:
     resolution_ns = _MS
 
     def recognises(self, beginning: bytes, path: Path) -> bool:
-        return b'"sessionId"' in beginning and (
-            b'"parentUuid"' in beginning or (b'"message"' in beginning and b'"uuid"' in beginning)
-        )
+        if b'"sessionId"' in beginning:
+            return b'"parentUuid"' in beginning or _KIND.search(beginning) is not None
+        return _BARE.search(beginning) is not None
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         path = source.path
         session = path.parent.parent.name if path.parent.name == "subagents" else path.stem
+        agent = path.name.partition(".")[0].removeprefix("agent-") if path.name.startswith("agent-") else ""
         for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue
-            item = _item(value.data, session, value.line, content)
+            item = _item(value.data, session, agent, value.line, content)
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
@@ -86,7 +93,7 @@ def _data(item: Item) -> list[Any]:
     return item.data if isinstance(item.data, list) else []
 
 
-def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str:
+def _item(row: Any, file_session: str, file_agent: str, number: int, content: bool) -> Item | str:
     """What a line tells, as the fields of a `Line` after its time; or why it tells nothing."""
     if type(row) is not dict:
         return NO_LINE
@@ -117,8 +124,8 @@ def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str
     data = [
         what,
         session,
-        text(row.get("agentId")),
-        row.get("isSidechain") is True,
+        text(row.get("agentId")) or file_agent,
+        row.get("isSidechain") is True or bool(file_agent),
         uuid,
         text(row.get("parentUuid")) or text(row.get("logicalParentUuid")),
         body,

@@ -9,40 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
+from profiler.recordings.claude_lines import (
+    COMMAND,
+    GAVE_UP,
+    NOTICE,
+    PROMPT,
+    REPLY,
+    RESULTS,
+    SHOWN,
+    STOP,
+    Line,
+    parts_of,
+)
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import AGENT_TOOLS, WAITS
+from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, UNLINKED, WAITS
 from profiler.records import Attempt, ServerToolCall
 
-REPLY, RESULTS, STOP, FAILED, GAVE_UP = "reply", "results", "stop", "failed", "gave up"
-NOTICE, SHOWN, COMMAND, PROMPT = "notice", "shown", "command", "prompt"
+_UNFINISHED = ("tool_use", "pause_turn")
+"""Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
 
-_ORDER = {
-    kind: place
-    for place, kind in enumerate((REPLY, RESULTS, FAILED, GAVE_UP, STOP, NOTICE, SHOWN, COMMAND, PROMPT))
-}
-"""Of lines of one time: what can only come after another."""
+_TOGETHER_NS = 10_000_000_000
+"""Messages without a reply between them were said together if no more than this lies between."""
 
 COPIED = "replies that are copies of another session's (resumed or forked)"
-RESULT_ALONE = "results of calls that are not in the recording"
-UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
-
-
-class Line(NamedTuple):
-    """What a line of a session tells. `body` is of the kind (`claude_code`)."""
-
-    at_ns: int
-    kind: str
-    session: str
-    agent: str
-    side: bool
-    uuid: str
-    parent: str
-    body: list[Any]
 
 
 @dataclass(slots=True)
@@ -59,8 +51,9 @@ class _Loop:
 
     @property
     def answered(self) -> bool:
-        """Its last reply asked for nothing more."""
-        return bool(self.draft.rounds) and not self.draft.rounds[-1].calls
+        """Its last reply is whole, and asked for nothing more."""
+        last = self.draft.rounds[-1] if self.draft.rounds else None
+        return last is not None and not last.calls and last.model.finish_reason not in _UNFINISHED
 
 
 @dataclass(slots=True)
@@ -77,7 +70,7 @@ class _Asked:
 
 def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator[LoopDraft | Skipped]:
     """The loops of all lines of the sessions that have replies in common."""
-    parts = _parts(_with_names(lines))
+    parts = parts_of(lines)
     seen: set[str] = set()
     copies = alone = unlinked = 0
     asked: list[_Asked] = []
@@ -91,10 +84,10 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
         asked += thread.asked
         threads.append(thread)
     for thread in threads:
-        for loop in thread.loops:
-            if thread.agent:
-                unlinked += not _link(loop, thread.agent, asked)
-            yield loop.draft
+        if thread.agent:
+            unlinked += sum(not _link(loop, thread.agent, asked) for loop in thread.loops)
+    for thread in threads:
+        yield from (loop.draft for loop in thread.loops)
     for reason, number, kept in (
         (COPIED, copies, False),
         (RESULT_ALONE, alone, False),
@@ -102,81 +95,6 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
     ):
         if number:
             yield Skipped(reason, number, kept=kept)
-
-
-def in_order(lines: Sequence[Line]) -> list[Line]:
-    """Lines in the order of their times, each of one time after the one that it names as its parent.
-
-    So the order does not depend on that of the file. Lines without a parent of that time keep their places.
-    """
-    ordered: list[Line] = []
-    for _, found in groupby(lines, attrgetter("at_ns")):
-        together = list(found)
-        if len(together) == 1:
-            ordered += together
-            continue
-        parents = {line.uuid: line.parent for line in together if line.uuid}
-        depths: dict[str, int] = {}
-        for uuid in parents:
-            path: list[str] = []
-            while uuid in parents and uuid not in depths:
-                depths[uuid] = 0  # until it is known: a chain may be a circle
-                path.append(uuid)
-                uuid = parents[uuid]
-            depth = depths.get(uuid, -1)
-            for depth, one in enumerate(reversed(path), depth + 1):
-                depths[one] = depth
-        ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
-    return ordered
-
-
-def _with_names(lines: Sequence[Line]) -> list[Line]:
-    """The lines, each reply's named by its message, and by its request where several share one id."""
-    requests: dict[str, set[str]] = {}
-    for line in lines:
-        if line.kind == REPLY:
-            requests.setdefault(line.body[0], set()).add(line.body[1])
-    several = {id_ for id_, found in requests.items() if len(found - {""}) > 1}
-
-    def named(line: Line) -> Line:
-        id_, request, *rest = line.body
-        name = f"{id_}:{request}" if id_ in several else id_ or line.uuid
-        return line._replace(body=[name, request, *rest])
-
-    return [named(line) if line.kind == REPLY else line for line in lines]
-
-
-def _parts(lines: Sequence[Line]) -> list[tuple[tuple[str, str], list[Line]]]:
-    """The lines of each session, and of each sub-agent; who went on alone first comes first."""
-    ordered = sorted(lines, key=lambda line: (line.at_ns, _ORDER.get(line.kind, 0)))
-    chains = _chains(ordered)
-    parts: dict[tuple[str, str], list[Line]] = {}
-    holders: dict[str, set[str]] = {}
-    for line in ordered:
-        agent = line.agent
-        if line.side and not agent:
-            agent = chains.get(line.uuid, "side")
-        parts.setdefault((line.session, agent if line.side or agent else ""), []).append(line)
-        if line.kind == REPLY:
-            holders.setdefault(line.body[0], set()).add(line.session)
-
-    def alone_ns(part: list[Line]) -> int:
-        own = [one.at_ns for one in part if one.kind == REPLY and len(holders[one.body[0]]) == 1]
-        return min(own, default=2**63)
-
-    return sorted(parts.items(), key=lambda part: (part[0][1] != "", alone_ns(part[1]), part[0]))
-
-
-def _chains(ordered: Sequence[Line]) -> dict[str, str]:
-    """Older versions have sub-agents among the session's lines, without names: each is a chain of its own."""
-    roots: dict[str, str] = {}
-    latest = ""
-    for line in ordered:
-        if not line.side or line.agent:
-            continue
-        latest = roots.get(line.parent) or (latest if line.parent and latest else line.uuid or "side")
-        roots[line.uuid] = latest
-    return roots
 
 
 def _link(loop: _Loop, agent: str, asked: list[_Asked]) -> bool:
@@ -265,13 +183,16 @@ class _Thread:
 
     def _prompt(self, at_ns: int, hash_: str, words: str | None) -> None:
         loop = self._loop
-        if loop is None or loop.draft.rounds or loop.stopped or loop.failures:
+        if loop is None or loop.draft.rounds or loop.stopped or loop.failures or not self._just_said(at_ns):
             loop = self._begin(at_ns)
         else:
             hash_, words = loop.prompt_hash, loop.draft.prompt  # said in two messages
         self._input_ns = at_ns
         loop.prompt_hash = hash_
         loop.draft.prompt = words
+
+    def _just_said(self, at_ns: int) -> bool:
+        return self._input_ns is not None and at_ns - self._input_ns <= _TOGETHER_NS
 
     def _reply(self, at_ns: int, body: list[Any]) -> None:
         name, request, model, reason, usage, calls, served, words = body

@@ -50,6 +50,8 @@ _EXIT = re.compile(r"^(?:Process exited with code|Exit code:) (-?\d+)", re.MULTI
 _RUNNING = re.compile(r"^Process running with session ID", re.MULTILINE)
 _HEADS = ("Chunk ID:", "Wall time:", "Exit code:", "Process ")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|µs|us|ms|s)?$")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NAMES = ("agent_path", "agent_nickname", "new_agent_nickname")
 _UNITS = {"ns": 1, "µs": 1_000, "us": 1_000, "ms": _MS, "s": _S, None: _S}
 _CONTEXT_TEXTS = ("<", "# AGENTS.md", "Approved command prefix")
 
@@ -90,8 +92,11 @@ class Codex:
         yield from metas
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
-        lines = [Line(item.at_ns, *item.data) for item in items if isinstance(item.data, list)]
-        return loops_of(lines, items[0].group if items else "", self.name, self.resolution_ns)
+        threads: dict[str, list[Line]] = {}
+        for item in items:
+            if isinstance(item.data, list):
+                threads.setdefault(item.group, []).append(Line(item.at_ns, *item.data))
+        return loops_of(threads, self.name, self.resolution_ns)
 
 
 def _thread(path: Path, first: object) -> str:
@@ -131,9 +136,11 @@ def _item(row: Any, thread: str, number: int, content: bool) -> Item | str:
         digest = hashlib.blake2b(orjson.dumps(row), digest_size=12).hexdigest()
     except TypeError:  # nested deeper than anything that is written
         digest = None
+    link = f"thread:{thread}" if what == START else None
     if what == META:
+        link = f"thread:{body[3]}" if body[3] else None
         body.append(at_ns)
-    return Item(thread, at_ns, [number, what, body], digest, place=number)
+    return Item(thread, at_ns, [number, what, body], digest, link=link, place=number)
 
 
 def _is_meta(item: Item) -> bool:
@@ -141,7 +148,7 @@ def _is_meta(item: Item) -> bool:
 
 
 def _meta(payload: dict[str, Any]) -> list[Any]:
-    """[thread, provider, sub-agent, parent's thread, role, forked]; `_item` adds when it was written."""
+    """[thread, provider, sub-agent, parent's thread, role, forked, names]; `_item` adds its time."""
     source = payload.get("source")
     inner = mapping(source).get("subagent", mapping(source).get("sub_agent"))
     spawn = mapping(mapping(inner).get("thread_spawn"))
@@ -152,7 +159,12 @@ def _meta(payload: dict[str, Any]) -> list[Any]:
         text(spawn.get("parent_thread_id")),
         text(spawn.get("agent_role")) or text(inner),
         bool(text(payload.get("forked_from_id"))),
+        _called(spawn),
     ]
+
+
+def _called(payload: dict[str, Any]) -> list[str]:
+    return [text(payload[name]) for name in _NAMES if text(payload.get(name))]
 
 
 def _event(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
@@ -224,14 +236,16 @@ def _tool_end(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
 
 
 def _spawned(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
-    """[call, threads]: which call runs which sub-agents."""
+    """[call, threads, names]: which call runs which sub-agents."""
     call = text(payload.get("event_id")) or text(payload.get("call_id"))
-    threads = [
-        text(value)
-        for name, value in payload.items()
-        if "thread" in name and not name.startswith(("sender", "parent")) and text(value)
-    ]
-    return (SPAWN, [call, threads]) if call and threads else None
+    threads: list[str] = []
+    for name, value in payload.items():
+        if name.startswith(("sender", "parent", "turn", "event", "call")):
+            continue
+        found = [text(one) for one in (value if type(value) is list else [value])]
+        threads += [one for one in found if one and ("thread" in name or _UUID.fullmatch(one))]
+    names = _called(payload)
+    return (SPAWN, [call, threads, names]) if call and (threads or names) else None
 
 
 def _error(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
@@ -258,6 +272,7 @@ _EVENTS: dict[str, Callable[[dict[str, Any], bool], tuple[str, list[Any]] | None
     "patch_apply_end": _tool_end,
     "dynamic_tool_call_response": _tool_end,
     "sub_agent_activity": _spawned,
+    "collab_agent_spawn_begin": _spawned,
     "collab_agent_spawn_end": _spawned,
     "error": _error,
     "stream_error": _retried,

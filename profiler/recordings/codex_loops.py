@@ -6,13 +6,14 @@ before its own first turn is not its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import NO_VERDICT, WAITS, mark_late
+from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, RESULT_ALONE, UNLINKED, WAITS, mark_late
 from profiler.records import ServerToolCall
 
 META, CONTEXT, START, DONE, ABORT = "meta", "context", "start", "done", "abort"
@@ -22,7 +23,6 @@ TOKENS, SPAWN, ERROR, RETRY = "tokens", "spawn", "error", "retry"
 REPLAYED = "lines of its parent's history, with which the file of a sub-agent or a fork begins"
 NO_REPLY = "turns in which no model was asked (settings, compaction)"
 NO_ITEMS = "counts of tokens without a reply (a summary was made)"
-RESULT_ALONE = "results of calls that are not in the recording"
 
 _S = 1_000_000_000
 _BURST_NS = _S
@@ -38,11 +38,56 @@ class Line(NamedTuple):
     body: list[Any]
 
 
+@dataclass(slots=True)
+class _Spawn:
+    """A call that runs a sub-agent, and what tells which: threads, or what agents are called."""
+
+    call: CallDraft
+    threads: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    taken: bool = False
+
+
 def loops_of(
-    lines: Sequence[Line], group: str, source: str, resolution_ns: int
+    groups: Mapping[str, Sequence[Line]], source: str, resolution_ns: int
 ) -> Iterator[LoopDraft | Skipped]:
-    """The loops of the lines of one thread."""
-    return _Thread(group, source, resolution_ns).follow(lines)
+    """The loops of the lines of threads that ran one another, by their names."""
+    threads = [_Thread(group, source, resolution_ns) for group in groups]
+    counts: Counter[str] = Counter()
+    for thread, lines in zip(threads, groups.values(), strict=True):
+        thread.follow(lines)
+        counts += thread.counts
+    by_id = {thread.id: thread for thread in threads}
+    for thread in threads:
+        if thread.sub_agent:
+            counts[UNLINKED] += len(thread.done) * (not _link(thread, by_id.get(thread.parent)))
+    for thread in threads:
+        yield from thread.done
+    for reason, number in counts.items():
+        if number:
+            yield Skipped(reason, number, kept=reason in (NO_VERDICT, UNLINKED))
+
+
+def _link(thread: _Thread, parent: _Thread | None) -> bool:
+    """Find the call that ran a sub-agent: by its thread, by its names; else it is the last one that was made
+    before the sub-agent was, which is a guess (`LoopDraft.ambiguous_calls`)."""
+    if parent is None or not thread.done:
+        return not thread.done
+    spawns = [one for one in parent.spawns.values() if not one.taken]
+    found = [one for one in spawns if thread.id in one.threads]
+    found = found or [one for one in spawns if not one.threads and one.names & thread.names]
+    guessed = not found
+    if guessed:
+        unknown = [one for one in spawns if not one.threads and not one.names]
+        found = [one for one in unknown if (one.call.asked_ns or 0) <= thread.began_ns][-1:]
+    if not found:
+        return False
+    found[0].taken = True
+    found[0].call.key = key = f"{thread.source}:{thread.id}"
+    for draft in thread.done:
+        draft.spawned_by = key
+        draft.ambiguous_calls += guessed
+    return True
 
 
 @dataclass(slots=True)
@@ -66,24 +111,28 @@ class _Round:
 
 class _Thread:
     def __init__(self, group: str, source: str, resolution_ns: int) -> None:
-        self._source = source
+        self.id = group
+        self.parent = ""
+        self.names: set[str] = set()
+        self.began_ns = 0
+        self.sub_agent = False
+        self.done: list[LoopDraft] = []
+        self.spawns: dict[str, _Spawn] = {}
+        self.counts: Counter[str] = Counter()
+        self.source = source
         self._resolution_ns = resolution_ns
-        self._thread = group
         self._provider = "openai"
         self._model = ""
         self._role = ""
-        self._sub_agent = False
         self._turn: _Turn | None = None
         self._made = 0
         self._calls: dict[str, tuple[_Round, CallDraft]] = {}
         self._input_ns: int | None = None
         self._total: list[int | None] | None = None
-        self._done: list[LoopDraft] = []
-        self._counts = dict.fromkeys((REPLAYED, NO_REPLY, NO_ITEMS, RESULT_ALONE, NO_VERDICT), 0)
         self._turns_told = self._users_told = False
         self._resends = 0
 
-    def follow(self, lines: Sequence[Line]) -> Iterator[LoopDraft | Skipped]:
+    def follow(self, lines: Sequence[Line]) -> None:
         lines = self._own(lines)
         self._turns_told = any(line.kind == START for line in lines)
         self._users_told = any(line.kind == USER and line.body[0] for line in lines)
@@ -114,10 +163,6 @@ class _Thread:
             elif self._turn is not None:
                 self._finish(at_ns, line.kind, body)
         self._close()
-        yield from self._done
-        for reason, number in self._counts.items():
-            if number:
-                yield Skipped(reason, number, kept=reason == NO_VERDICT)
 
     def _own(self, lines: Sequence[Line]) -> list[Line]:
         """The lines from the thread's own first turn; sets what the thread is."""
@@ -125,11 +170,12 @@ class _Thread:
         if not metas:
             return list(lines)
         own = metas[0]
-        thread, provider, self._sub_agent, _, self._role, forked, _ = own.body
-        self._thread = thread or self._thread
+        thread, provider, self.sub_agent, self.parent, self._role, forked, names, self.began_ns = own.body
+        self.id = thread or self.id
+        self.names = set(names)
         self._provider = provider or self._provider
         others = any(line.body[0] != own.body[0] for line in metas)
-        if not (self._sub_agent or forked or others):
+        if not (self.sub_agent or forked or others):
             return list(lines)
         begins = _own_beginning(lines, own)
         replayed = [line for line in lines if begins is None or line.number < begins.number]
@@ -139,7 +185,7 @@ class _Thread:
             elif line.kind == CONTEXT:
                 self._model = line.body[0] or self._model
         kept = [] if begins is None else [line for line in lines if line.number >= begins.number]
-        self._counts[REPLAYED] = sum(line.kind not in (META, CONTEXT) for line in replayed)
+        self.counts[REPLAYED] = sum(line.kind not in (META, CONTEXT) for line in replayed)
         return kept
 
     def _counted(self, lines: Sequence[Line]) -> list[bool]:
@@ -162,14 +208,12 @@ class _Thread:
     def _begin(self, at_ns: int | None, started: bool = False) -> _Turn:
         self._close()
         draft = LoopDraft(
-            f"{self._thread}/{self._made}",
-            self._source,
+            f"{self.id}/{self._made}",
+            self.source,
             agent=self._role,
             started_ns=at_ns,
             resolution_ns=self._resolution_ns,
         )
-        if self._sub_agent:
-            draft.spawned_by = f"{self._source}:{self._thread}"
         self._made += 1
         self._input_ns = at_ns
         self._turn = _Turn(draft, started)
@@ -187,6 +231,9 @@ class _Thread:
 
     def _output(self, at_ns: int, served: str | None, counted: bool) -> _Round:
         turn = self._turn or self._begin(None)
+        if turn.error is not None:  # it went on all the same
+            turn.error = None
+            self._resends += 1
         round_ = turn.open
         if round_ is None or (round_.returned and not counted):
             ended = [one.draft.model.ended_ns or 0 for one in turn.rounds]
@@ -221,6 +268,8 @@ class _Thread:
         )
         calls.append(call)
         self._calls[call.id] = round_, call
+        if name in AGENT_TOOLS:
+            self.spawns[call.id] = _Spawn(call)
 
     def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None]) -> None:
         before, self._total = self._total, total
@@ -228,7 +277,7 @@ class _Thread:
             return  # the same number shown once more
         turn = self._turn
         if turn is None or turn.open is None:
-            self._counts[NO_ITEMS] += 1
+            self.counts[NO_ITEMS] += 1
             return
         model = turn.open.draft.model
         model.ended_ns = max(model.ended_ns or 0, at_ns)
@@ -254,15 +303,15 @@ class _Thread:
     ) -> None:
         known = self._calls.get(id_)
         if known is None:
-            self._counts[RESULT_ALONE] += 1
+            self.counts[RESULT_ALONE] += 1
             return
         round_, call = known
         round_.returned = True
         self._input_ns = at_ns
         if self._turn is not None:
             self._turn.last_ns = max(self._turn.last_ns, at_ns)
-        if agent and not call.key:
-            call.key = f"{self._source}:{agent}"
+        if agent:
+            self.spawns.setdefault(call.id, _Spawn(call)).threads.add(agent)
         call.result = words
         call.wait = call.wait or running or bool(agent)
         if id(call) in round_.exact:
@@ -276,7 +325,7 @@ class _Thread:
         if status is not None:
             call.status, call.error_type = status, error
         else:
-            self._counts[NO_VERDICT] += not running
+            self.counts[NO_VERDICT] += not running
 
     def _end(self, at_ns: int, id_: str, own_ns: int | None, status: Any, error: str | None) -> None:
         known = self._calls.get(id_)
@@ -290,12 +339,12 @@ class _Thread:
             call.status, call.error_type = status, error
         round_.exact.add(id(call))
 
-    def _spawn(self, id_: str, threads: list[str]) -> None:
+    def _spawn(self, id_: str, threads: list[str], names: list[str]) -> None:
         known = self._calls.get(id_)
         if known is not None:
-            other = next((one for one in threads if one != self._thread), None)
-            if other is not None and not known[1].key:
-                known[1].key = f"{self._source}:{other}"
+            spawn = self.spawns.setdefault(id_, _Spawn(known[1]))
+            spawn.threads.update(one for one in threads if one != self.id)
+            spawn.names.update(names)
 
     def _finish(self, at_ns: int, kind: str, body: list[Any]) -> None:
         turn = self._turn
@@ -336,9 +385,11 @@ class _Thread:
             turn.open.draft.model.error_type = turn.error
         draft.rounds = [one.draft for one in turn.rounds]
         if not turn.rounds and not turn.asked:
-            self._counts[NO_REPLY] += 1
+            self.counts[NO_REPLY] += 1
             return
+        # A turn that began, and of which no line says that it ended, was cut; unless its last reply is whole.
         answered = bool(turn.rounds) and not turn.rounds[-1].draft.calls
+        answered = answered and not (turn.started and turn.open is not None)
         if turn.error is not None and draft.status == "ok":
             draft.status, draft.error_type = "error", turn.error
         elif not told and not answered:
@@ -350,7 +401,7 @@ class _Thread:
             for call in one.draft.calls:
                 if call.ended_ns is None:
                     call.status = "cancelled"
-        self._done.append(draft)
+        self.done.append(draft)
 
 
 def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:

@@ -1,8 +1,8 @@
 """OpenTelemetry's spans of agents, in any convention or dialect, as `Span`.
 
 Known: the GenAI conventions from their first to the new repository's; pydantic-ai and logfire; openinference;
-openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients. They are told by their
-attributes: the version of a schema is hardly ever given, and one span often follows several at once.
+openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients. They are told by
+their attributes: the version of a schema is hardly ever given, and one span often follows several at once.
 """
 
 from __future__ import annotations
@@ -165,7 +165,6 @@ _TELLING = frozenset(
         "ai.telemetry.functionId",
         "logfire.span_type",
         "logfire.pending_parent_id",
-        "model_name",
         *_FIRST_TOKEN_SECONDS,
         *_FIRST_TOKEN_MS,
         *_CALL_IDS,
@@ -208,10 +207,10 @@ def origin_of(resource: Mapping[str, Any]) -> tuple[str, str]:
 def span_of(raw: Raw, content: bool = False) -> Span:
     """The span; of kind "other" where it is neither an agent's, a model's, a tool's nor an HTTP client's."""
     attributes = raw.attributes
+    if attributes.get("logfire.span_type") == "pending_span":
+        return _pending(raw)
     kind = kind_of(raw)
     if kind == "other":
-        if attributes.get("logfire.span_type") == "pending_span":
-            return _pending(raw)
         return Span(
             raw.trace,
             raw.id,
@@ -238,6 +237,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         "error_type": error_type,
         "clock": raw.clock,
         "process": raw.process,
+        "scope": raw.scope or _dialect(attributes),
         "resolution_ns": raw.resolution_ns,
     }
     if kind == "http":
@@ -328,6 +328,11 @@ _KINDS: tuple[tuple[str, dict[str, Kind]], ...] = (
 )
 
 
+def _dialect(attributes: Mapping[str, Any]) -> str:
+    """What stands for a scope where none is written down: the attribute that tells a span's kind."""
+    return next((key for key, _ in _KINDS if key in attributes), "")
+
+
 def _pending(raw: Raw) -> Span:
     """logfire says of a span that it began, in one below it of which nothing else is true."""
     parent = _text(raw.attributes.get("logfire.pending_parent_id"))
@@ -375,7 +380,7 @@ def _first_token(raw: Raw) -> int | None:
 
 
 def _agent_name(raw: Raw, named: str) -> tuple[str, str]:
-    """The name of an agent, "" for a workflow or a runner; and what its span is called, without the prefix."""
+    """The name of an agent, "" for a workflow or a runner; and what its span is called."""
     attributes = raw.attributes
     entity = _text(attributes.get("traceloop.entity.name"))
     workflow = attributes.get("traceloop.span.kind") == "workflow" or (

@@ -137,8 +137,8 @@ def _without_cached(
 
 
 def langfuse_tokens(details: object) -> Tokens:
-    """The tokens of Langfuse's `usage_details` (a mapping or its JSON): buckets that exclude each other and add
-    up to the total. Where input and output alone are the total, the sender had included the others."""
+    """The tokens of Langfuse's `usage_details` (a mapping or its JSON): buckets that exclude each other and
+    add up to the total. Where input and output alone are the total, the sender had included the others."""
     usage = parsed(details)
     if not isinstance(usage, dict):
         return Tokens()
@@ -370,7 +370,9 @@ def _count(attributes: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 
 
 KEYS = frozenset(
-    (*_INPUT, *_OUTPUT, *_CACHED, *_WRITTEN, *_WRITTEN_1H, *_REASONING, *_TOTAL, *_UNCACHED, *_SYSTEMS)
-    + (*_REASONS, *_REPLIES, _LANGFUSE_USAGE, _VERCEL_METADATA)
+    {
+        *(*_INPUT, *_OUTPUT, *_CACHED, *_WRITTEN, *_WRITTEN_1H, *_REASONING, *_TOTAL, *_UNCACHED, *_SYSTEMS),
+        *(*_REASONS, *_REPLIES, _LANGFUSE_USAGE, _VERCEL_METADATA),
+    }
 )
 """The attributes that are looked at here, beside numbered ones."""

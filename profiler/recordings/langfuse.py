@@ -85,10 +85,11 @@ class Langfuse:
         kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
         apart = _below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
+        named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
         spans = [span for span in spans if span.id not in apart]
-        models = [span for span in spans if span.kind == "model"]
+        models = [(span, named[span.id]) for span in spans if span.kind == "model"]
         yield from loops_of(
             [
                 replace(span, kind="tool")
@@ -114,10 +115,16 @@ def _below(roots: set[str], spans: Sequence[Span]) -> set[str]:
     return found
 
 
-def _is_call(span: Span, asked: set[str], models: Sequence[Span]) -> bool:
-    """A span that has a tool's name, between two requests (or after the last one) of the trace."""
-    return span.name in asked and any(
-        one.ended_ns is not None and one.ended_ns <= span.started_ns for one in models
+def _is_call(span: Span, asked: set[str], models: Sequence[tuple[Span, list[str]]]) -> bool:
+    """A span that has a tool's name, between two requests; or after the last one, which asked for it."""
+    if span.name not in asked:
+        return False
+    before = [one for one in models if one[0].ended_ns is not None and one[0].ended_ns <= span.started_ns]
+    if not before:
+        return False
+    return (
+        any(one.started_ns > span.started_ns for one, _ in models)
+        or span.name in max(before, key=lambda one: one[0].started_ns)[1]
     )
 
 

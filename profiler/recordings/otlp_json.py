@@ -225,7 +225,7 @@ def _tags(tags: Any) -> dict[str, Any]:
 
 
 def identity(value: Any, size: int) -> str:
-    """An id of so many bytes in hexadecimal, from hexadecimal, 0x…, base64 or a number; "" for none or zero."""
+    """An id of so many bytes as hexadecimal, from that, 0x…, base64 or a number; "" for none or zero."""
     if isinstance(value, int) and not isinstance(value, bool):
         text = format(value, "x")
     elif isinstance(value, str):
@@ -245,7 +245,7 @@ def identity(value: Any, size: int) -> str:
 
 
 def _enum(value: Any, names: Mapping[str, int]) -> int:
-    """A number, its text, or a name as `SPAN_KIND_CLIENT`, `SpanKind.CLIENT`, `Client`, `STATUS_CODE_ERROR`."""
+    """A number, its text, or a name: `SPAN_KIND_CLIENT`, `SpanKind.CLIENT`, `Client`."""
     if isinstance(value, int):
         return int(value)
     if not isinstance(value, str):

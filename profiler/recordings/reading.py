@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
@@ -38,7 +38,7 @@ class Value(NamedTuple):
     """A parsed JSON value and the line on which it begins (from 1)."""
 
     line: int
-    data: object
+    data: Any
 
 
 def values(source: Source) -> Iterator[Value | Skipped]:

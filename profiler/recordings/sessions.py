@@ -22,6 +22,9 @@ WAITS = frozenset(
 )
 """Tools that only wait for what another call began (`ToolCall.wait`)."""
 
+RESULT_ALONE = "results of calls that are not in the recording"
+UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
+"""A note (`Skipped.kept`)."""
 NO_VERDICT = "calls of which nothing says whether they failed: taken for good"
 """A note (`Skipped.kept`)."""
 

@@ -1,7 +1,7 @@
 """A span of an agent, whatever wrote it; `profiler.recordings.spans` makes loops of them.
 
-`Span` is what every tracing convention comes down to (`genai.span_of` for OpenTelemetry's attributes; a format
-of its own makes them itself). Only five kinds matter:
+`Span` is what every tracing convention comes down to (`genai.span_of` for OpenTelemetry's attributes; a
+format of its own makes them itself). Only five kinds matter:
 
     agent   an agent, a workflow, a runner: the loop, or a part of it
     model   one request to a model
@@ -29,13 +29,15 @@ Kind = Literal["agent", "model", "tool", "http", "other"]
 class Span:
     """A span, normalised. Times are Unix nanoseconds; "" and None: not said.
 
-    `trace` and `id` name it (any text; hexadecimal in lower case for OpenTelemetry's), `parent` is the id of its
-    parent, "" for a root. `ended_ns` None: it was never seen to end. `clock` names the machine, or the process,
-    whose clock its times are of. `agent` is the name of the agent that it belongs to; on an agent span, its own
-    (`name` is only what the span is called). On a tool span `name` is the tool's.
+    `trace` and `id` name it (any text; hexadecimal in lower case for OpenTelemetry's), `parent` is the id
+    of its parent, "" for a root. `ended_ns` None: it was never seen to end. `clock` names the machine, or
+    the process, whose clock its times are of; `scope` the instrumentation that made it. `agent` is the name
+    of the agent that it belongs to; on an agent span, its own (`name` is only what the span is called). On
+    a tool span `name` is the tool's.
 
-    Of a model: `calls` are the (id, name) of the calls that its reply asked for, as far as they are told; tokens
-    are as in `ModelCall`: input tokens with the cached ones. `resends`: further tries that it only counts.
+    Of a model: `calls` are the (id, name) of the calls that its reply asked for, as far as they are told;
+    tokens are as in `ModelCall`: input tokens with the cached ones. `resends`: further tries that it only
+    counts.
     """
 
     trace: str
@@ -51,6 +53,7 @@ class Span:
     conversation: str = ""
     clock: str = ""
     process: str = ""
+    scope: str = ""
     resolution_ns: int = 1
     call_id: str = ""
     provider: str = ""

@@ -8,15 +8,18 @@ spans it is given. A trace of which some spans have not come yet may be given as
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.span import Span as Span
 from profiler.recordings.span import packed as packed
 from profiler.recordings.span import unpacked as unpacked
-from profiler.recordings.span_trees import Family, Node, families, when
+from profiler.recordings.span_trees import Family, Node, asks, families, when
 from profiler.records import Attempt, Status
 
 _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
@@ -26,8 +29,8 @@ _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[LoopDraft | Skipped]:
     """The loops of the spans of a trace or a conversation, by their starts; `Skipped` for what is in none.
 
-    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans have
-    them."""
+    `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans
+    have them."""
     sorted_ = families(spans)
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
@@ -42,7 +45,7 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
         result.append(draft)
     result.sort(key=lambda one: (_began(one), one.id) if isinstance(one, LoopDraft) else (0, ""))
     if sorted_.repeated:
-        result.append(Skipped("a tool's span inside the span of the same call", sorted_.repeated))
+        result.append(Skipped("a second span of the same tool call", sorted_.repeated))
     if sorted_.alone:
         result.append(Skipped("a tool call of which no model request is recorded", sorted_.alone))
     return result
@@ -133,8 +136,8 @@ def _ending(family: Family, draft: LoopDraft) -> tuple[Status, str | None]:
         return "cancelled", None
     if last is not None and last.status != "ok":
         return last.status, last.error_type
-    if family.root is None and draft.rounds and draft.rounds[-1].calls:
-        return "cancelled", None  # its calls have come back, and nobody asked again
+    if family.root is None and draft.rounds and (draft.rounds[-1].calls or asks(family.models[-1].span)):
+        return "cancelled", None  # nobody came back with what was asked for
     return "ok", None
 
 
@@ -176,29 +179,48 @@ def _scope(node: Node) -> Node | None:
     return holder if holder is not None and holder.kind == "agent" else None
 
 
+class _Before:
+    """The rounds of an agent by their starts, to find the last one before a time."""
+
+    def __init__(self, rounds: list[_Round]) -> None:
+        self.rounds = sorted(rounds, key=lambda one: one.began_ns)
+        self._starts = [one.began_ns for one in self.rounds]
+        ends = (one.requests[-1].span.ended_ns or 0 for one in self.rounds)
+        self._latest = list(accumulate(ends, max))
+
+    def at(self, time_ns: int) -> tuple[_Round, bool] | None:
+        """The round, and whether one before it was still being asked for when it began."""
+        index = bisect_right(self._starts, time_ns) - 1
+        if index < 0:
+            return None
+        return self.rounds[index], index > 0 and self._latest[index - 1] > self._starts[index]
+
+
 def _place(family: Family, rounds: list[_Round]) -> int:
     """Give every call to its round; returns how many could be of another."""
+    if not rounds:
+        return 0
     asked = {id_: one for one in rounds for id_, _ in one.asked if id_}
+    scopes: dict[int, list[_Round]] = defaultdict(list)
+    for one in rounds:
+        scopes[id(one.scope)].append(one)
+    before = {scope: _Before(some) for scope, some in scopes.items()}
+    whole = _Before(rounds)
     ambiguous = 0
     for tool in family.tools:
-        if not rounds:
-            break
         round_ = asked.get(tool.span.call_id)
         if round_ is None:
-            started_ns = tool.span.started_ns
+            found = None
             scope = _scope(tool)
-            before: list[_Round] = []
-            while not before:
-                before = [one for one in rounds if one.scope is scope and one.began_ns <= started_ns]
+            while found is None:
+                some = before.get(id(scope))
+                found = some.at(tool.span.started_ns) if some is not None else None
                 if scope is None:
                     break
                 scope = _scope(scope)
-            before = before or [one for one in rounds if one.began_ns <= started_ns]
-            round_ = max(before, key=lambda one: one.began_ns, default=rounds[0])
-            others = [one for one in before if one is not round_]
-            ambiguous += any(
-                (one.requests[-1].span.ended_ns or round_.began_ns) > round_.began_ns for one in others
-            )
+            found = found or whole.at(tool.span.started_ns) or (whole.rounds[0], False)
+            round_ = found[0]
+            ambiguous += found[1]
         round_.calls.append(tool)
     return ambiguous
 
@@ -309,7 +331,7 @@ def _inner(node: Node, kind: str = "model") -> list[Node]:
 
 
 def _https(node: Node) -> list[Node]:
-    """The HTTP requests of a model request, each once: of nested ones the outermost (a proxy's, a redirect's)."""
+    """The HTTP requests of a model request; of nested ones the outermost."""
     return [
         one for one in _inner(node, "http") if one.span.http_status is not None or one.span.status != "ok"
     ]

@@ -19,7 +19,7 @@ from profiler.errors import RecordError
 from profiler.recordings.formats import Item
 
 _BATCH = 512
-_CACHE_MB = 48
+_CACHE_MB = 16
 
 
 class SpoolError(RecordError):

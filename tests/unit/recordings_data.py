@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections import Counter
@@ -64,7 +65,7 @@ def read(format: Format, *files: bytes, names: tuple[str, ...] = (), content: bo
             if isinstance(loop, Skipped):
                 skip(loop)
             else:
-                result.drafts.append(loop)
+                result.drafts.append(copy.deepcopy(loop))  # as it is when it is handed over
     return result
 
 

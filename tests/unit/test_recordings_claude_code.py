@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.recordings.claude_code import NO_MESSAGE, SYNTHETIC, ClaudeCode
-from profiler.recordings.claude_loops import COPIED, RESULT_ALONE, UNLINKED
+from profiler.recordings.claude_loops import COPIED
 from profiler.recordings.reading import TORN
+from profiler.recordings.sessions import RESULT_ALONE, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
 
 MS = 1_000_000
@@ -160,6 +161,16 @@ def test_the_time_between_prompts_is_in_no_loop():
     assert [ms(one.started_ns, one.ended_ns) for one in loops] == [[0, 1000], [90_000, 91_500]]
 
 
+def test_messages_without_a_reply_between_are_one_prompt_when_they_were_sent_together():
+    session = Session().user(0, "go").user(10, "and this").reply(1000, "m1", said())
+    _, (loop,) = of(session)
+    assert ms(loop.started_ns, loop.rounds[0].model.started_ns) == [0, 10]
+    session = Session().user(0, "go").user(50_000, "go!").reply(51_000, "m1", said())
+    _, (unanswered, loop) = of(session)
+    assert (unanswered.status, unanswered.rounds, *ms(unanswered.ended_ns)) == ("cancelled", (), 0)
+    assert ms(loop.started_ns) == [50_000]
+
+
 def test_a_slash_command_that_asks_the_model_starts_a_loop_and_one_that_does_not_starts_none():
     session = Session().user(0, "go").reply(1000, "m1", said())
     session.user(50_000, "<command-name>/model</command-name>")
@@ -222,6 +233,12 @@ def test_a_session_that_stops_before_an_answer_is_cancelled():
     session = Session().user(0, "go").reply(1000, "m1", use("c1")).result(2000, "c1")
     _, (loop,) = of(session)
     assert (loop.status, *ms(loop.ended_ns)) == ("cancelled", 2000)
+
+
+def test_a_reply_of_which_the_calls_are_lost_is_no_answer():
+    session = Session().user(0, "go").reply(1000, "m1", said(), stop_reason="tool_use")
+    _, (loop,) = of(session)
+    assert loop.status == "cancelled"
 
 
 def test_a_failed_call_says_how_it_failed():
@@ -384,6 +401,14 @@ def test_a_sub_agent_without_its_session_is_said_to_be_one():
     assert found.notes == {UNLINKED: 1}
 
 
+def test_a_file_of_a_sub_agent_is_one_by_its_name_too():
+    main, sub = helped()
+    for one in sub.rows:
+        del one["agentId"], one["isSidechain"]
+    found = read(ClaudeCode(), jsonl(main.rows), jsonl(sub.rows), names=("s1.jsonl", "agent-a1.jsonl"))
+    assert [draft.spawned_by for draft in found.drafts] == [None, "claude-code:c1"]
+
+
 def test_an_agent_in_the_background_comes_back_at_once_and_is_no_latency():
     main = Session().user(0, "go").reply(1000, "m1", use("c1", "Agent", prompt="Look"))
     main.result(1010, "c1", result={"isAsync": True, "status": "async_launched", "agentId": "a1"})
@@ -492,7 +517,10 @@ def test_content_is_kept_when_it_is_wanted_and_nowhere_else():
 def test_a_session_is_known_by_its_lines():
     main, _ = helped()
     assert ClaudeCode().recognises(jsonl(main.rows), "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"summary","summary":"x","leafUuid":"y"}', "x.jsonl")
+    assert ClaudeCode().recognises(b'{"type":"queue-operation","sessionId":"y"}', "x.jsonl")
     assert not ClaudeCode().recognises(b'{"traceId": "1", "message": {}}', "x.jsonl")
+    assert not ClaudeCode().recognises(b'{"traceId": "1", "sessionId": "2", "type": "SPAN"}', "x.jsonl")
 
 
 @given(st.randoms(use_true_random=False))

@@ -14,7 +14,7 @@ from profiler.recordings.codex import Codex
 from profiler.recordings.codex_loops import NO_ITEMS, NO_REPLY, REPLAYED
 from profiler.recordings.formats import Item, Source
 from profiler.recordings.reading import TORN
-from profiler.recordings.sessions import NO_VERDICT
+from profiler.recordings.sessions import NO_VERDICT, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
 
 MS = 1_000_000
@@ -299,6 +299,20 @@ def test_a_turn_that_failed_says_why():
     )
 
 
+def test_a_turn_that_went_on_after_an_error_was_tried_again():
+    run = Rollout().start(0).event(1000, "error", message="lost").event(1500, "stream_error", message="again")
+    _, (loop,) = of(run.say(3000).tokens(3100).end(3200))
+    assert (loop.status, len(loop.rounds)) == ("ok", 1)
+    assert loop.rounds[0].model.resends == 2
+
+
+@pytest.mark.parametrize(("counted", "status"), [(True, "ok"), (False, "cancelled")])
+def test_a_turn_without_an_end_was_cut_unless_its_reply_is_whole(counted, status):
+    run = Rollout().start(0).say(3000)
+    _, (loop,) = of(run.tokens(3100) if counted else run)
+    assert loop.status == status
+
+
 def test_a_turn_without_a_message_and_without_a_reply_is_no_loop():
     run = (
         two_rounds()
@@ -363,6 +377,42 @@ def test_a_sub_agents_file_begins_with_what_is_not_its_own(name_turns):
     assert found.skipped[REPLAYED] == 5
 
 
+def test_a_sub_agent_is_found_by_what_it_is_called():
+    main, child = parent_and_child()
+    spawn = child.rows[0]["payload"]["source"]["subagent"]["thread_spawn"]
+    spawn["agent_path"] = "/root/look"
+    activity, back = named(main, "sub_agent_activity", "c1")
+    del activity["agent_thread_id"]
+    activity["agent_path"] = "/root/look"
+    back["output"] = "{}"
+    found, _ = of(main, child)
+    assert [(one.spawned_by, one.ambiguous_calls) for one in found.drafts if one.spawned_by] == [
+        (f"codex:{CHILD}", 0)
+    ]
+
+
+def test_a_sub_agent_that_only_its_time_tells_of_is_a_guess():
+    main, child = parent_and_child()
+    activity, back = named(main, "sub_agent_activity", "c1")
+    activity["type"], back["output"] = "other", "{}"
+    found, _ = of(main, child)
+    assert [(one.spawned_by, one.ambiguous_calls) for one in found.drafts if one.spawned_by] == [
+        (f"codex:{CHILD}", 1)
+    ]
+    assert [draft.rounds[0].calls[0].key for draft in found.drafts if not draft.spawned_by] == [
+        f"codex:{CHILD}"
+    ]
+
+
+def named(run, event, call):
+    """The payloads of an event and of a call's result."""
+    payloads = [row["payload"] for row in run.rows]
+    return (
+        next(one for one in payloads if one.get("type") == event),
+        next(one for one in payloads if one.get("type") == "function_call_output" and one["call_id"] == call),
+    )
+
+
 @pytest.mark.parametrize("name_turns", [False, True])
 def test_a_sub_agent_that_never_came_to_a_turn_has_no_loop(name_turns):
     _, child = parent_and_child(name_turns)
@@ -376,7 +426,7 @@ def test_a_sub_agent_without_a_history_is_all_its_own():
     run.rows[0]["payload"]["source"] = {"subagent": "review"}
     found, (loop,) = of(run)
     assert (loop.agent, len(loop.rounds)) == ("review", 2)
-    assert found.drafts[0].spawned_by == f"codex:{THREAD}"
+    assert found.notes == {UNLINKED: 1}
 
 
 def test_a_fork_keeps_what_came_after_it():

@@ -159,6 +159,7 @@ def test_a_bad_line_costs_no_other(kind):
         assert found.skipped.total() > whole.skipped.total(), bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_type_anywhere_is_survived(kind):
     """Every field, one after another, as a number, a text and nothing."""

@@ -80,8 +80,8 @@ def notes(tmp_path: Path, *files: list[dict]) -> list[Path]:
     return paths
 
 
-def imported(tmp_path: Path, *files: list[dict], formats=(Notes(),)):
-    return import_files(notes(tmp_path, *files), tmp_path / "runs", formats=formats)
+def imported(tmp_path: Path, *files: list[dict]) -> importing.Imported:
+    return import_files(notes(tmp_path, *files), tmp_path / "runs", formats=[Notes()])
 
 
 def records_of(result: importing.Imported) -> list[LoopRecord]:

@@ -219,8 +219,12 @@ def test_spans_with_a_tools_name_after_a_request_are_calls_and_others_are_not(ty
     rows[3]["type"] = type_
     rows[3]["name"] = "RunnableSequence"
     rows.append(row("early", type_, "root", 5, 8, "find"))
+    rows.append(row("late", type_, "root", 4950, 4960, "find"))
     _, (loop,) = of(rows)
     assert [call.name for call in loop.tool_calls] == ["find"]
+    rows[4]["tool_call_names"] = ["find"]
+    _, (loop,) = of(rows)
+    assert [[call.name for call in one.tool_calls] for one in loop.rounds] == [["find"], ["find"]]
 
 
 def test_tools_names_are_in_replies_too():

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from profiler.recordings import reading
 from profiler.recordings.formats import Skipped, Source
@@ -52,8 +54,19 @@ def lines(*objects: object, indent: int | None = None) -> bytes:
         lines(OBJECTS[:1], OBJECTS[1:]),
         lines(OBJECTS[:1]).strip() + lines(*OBJECTS[1:]),
     ],
-    ids=["lines", "crlf", "bom", "joined", "commas", "pretty", "unindented", "array", "pretty array", "arrays"]
-    + ["array and lines"],
+    ids=[
+        "lines",
+        "crlf",
+        "bom",
+        "joined",
+        "commas",
+        "pretty",
+        "unindented",
+        "array",
+        "pretty array",
+        "arrays",
+        "array and lines",
+    ],
 )
 @pytest.mark.parametrize("buffered", [True, False])
 def test_values_are_found_in_every_layout(data, buffered):
@@ -96,9 +109,7 @@ def test_values_that_are_no_json_are_named_with_their_line():
 
 def test_values_that_only_other_languages_write_are_mended():
     data = b'{"a": NaN, "b": [-Infinity, 1], "c": "\\ud83dx", "d": "\\ud83d\\ude00", "e": "\xff"}\n'
-    assert read(data) == [
-        [1, {"a": None, "b": [None, 1], "c": "\ufffdx", "d": "\U0001f600", "e": "\ufffd"}]
-    ]
+    assert read(data) == [[1, {"a": None, "b": [None, 1], "c": "\ufffdx", "d": "\U0001f600", "e": "\ufffd"}]]
 
 
 @pytest.mark.parametrize("layout", ["line", "object", "array"])
@@ -125,7 +136,7 @@ def test_values_that_are_too_deep_are_no_json(data):
 
 def test_values_of_a_long_array_on_one_line_come_one_by_one(monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK", 64)
-    objects = [{"n": n, "text": "x\\\"y," * n} for n in range(60)]
+    objects = [{"n": n, "text": 'x\\"y,' * n} for n in range(60)]
     assert [one[1] for one in read(json.dumps(objects).encode())] == objects
 
 
@@ -134,3 +145,18 @@ def test_brackets_without_end_take_bounded_work(monkeypatch):
     found = read(b"{}[]" * 1000 + b"\n" + lines({"c": 1}), buffered=False)
     assert (1, NOT_JSON) in found
     assert found[-1] == [2, {"c": 1}]
+
+
+@given(
+    objects=st.lists(
+        st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)
+    ),
+    indent=st.sampled_from([None, 0, 2]),
+    shape=st.sampled_from(["lines", "array", "glued"]),
+)
+def test_values_are_cut_apart_however_they_are_written(objects, indent, shape):
+    if shape == "array":
+        text = json.dumps(objects, indent=indent)
+    else:
+        text = ("\n" if shape == "lines" else "").join(json.dumps(one, indent=indent) for one in objects)
+    assert [one[1] for one in read(text.encode())] == objects
