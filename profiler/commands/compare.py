@@ -171,7 +171,7 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.statistics.recorded import Recorded
     from profiler.statistics.summary import summarise_table
     from profiler.statistics.table import tabulate
-    from profiler.statistics.verdicts import tick_of
+    from profiler.statistics.two_runs import tick_of
     from profiler.statistics.windows import measure
 
     if not gates and arguments.slo is None:

@@ -79,11 +79,14 @@ class StatedLimits:
         self._limits: dict[tuple[str, str, float], int | None] = {}
         self._resets: dict[tuple[str, str, float], int] = {}
         self._provider = ""
+        self.any = False
+        """Any header was there, though perhaps of a limit that limits nobody."""
 
     def add(self, model: ModelCall) -> None:
         for attempt in model.attempts:
             if not attempt.rate_limits:
                 continue
+            self.any = True
             for quota in stated(attempt.rate_limits):
                 amount = quota.limit
                 a_minute = amount if quota.per_second is None else 60 * quota.per_second

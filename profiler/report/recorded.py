@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -9,10 +11,11 @@ from profiler.limits.quotas import window_words
 from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
-from profiler.rundir import Recording, Run
-from profiler.statistics.recorded import MOST_TICKS, RecordedFigures, recorded_figures
+from profiler.rundir import Anchor, Recording, Run
+from profiler.statistics.recorded import RecordedFigures, recorded_figures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
+from profiler.statistics.tool_latency import MOST_TICKS
 from profiler.statistics.usage import QuotaShare
 
 MOST_LINES = 25
@@ -47,7 +50,7 @@ def render_recorded(
     `path` is the run directory as the user would type it. Without `tally`, for a caller that has said where
     the records are from, it is the verdict alone.
     """
-    said = words(recorded_figures(records, run.recording), run.recording)
+    said = words(recorded_figures(records, run.recording), run.recording, run.anchor)
     lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
@@ -62,8 +65,10 @@ def render_recorded(
     return "\n".join([*lines[:room], *more, ""])
 
 
-def words(figures: RecordedFigures, recording: Recording | None = None) -> Words:
-    """The verdict. Without a `recording` nothing is known of what was read."""
+def words(
+    figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
+) -> Words:
+    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
     return Words(
         [
             *_concurrency(figures),
@@ -73,7 +78,7 @@ def words(figures: RecordedFigures, recording: Recording | None = None) -> Words
             *_quotas(figures),
         ],
         list(_cannot(figures, recording)),
-        list(_from(figures, recording)),
+        list(_from(figures, recording, anchor)),
     )
 
 
@@ -90,6 +95,8 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
             f"({counted(figures.called, 'round')} had one call)"
         )
         return
+    if figures.proxied.rounds:
+        yield from _proxied(figures)
     left_out = _left_out(figures)
     turn, overlapped = figures.in_turn, figures.overlapped
     if turn.rounds:
@@ -97,25 +104,29 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
     if overlapped.rounds:
         yield from _at_once(overlapped, "" if turn.rounds else left_out)
         if not turn.rounds:
-            yield "No round of several calls is known to have run them one after another"
+            known = "is known to have run" if left_out else "ran"
+            yield f"No round of several calls {known} them one after another"
     elif not turn.rounds:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded
-    if bounded.rounds:
+    if bounded.rounds > figures.proxied.rounds:
         # The work less the time that any call ran: a call that started later overlaps less, never more.
         yield (
             f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
             f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
         )
-    if figures.proxied.rounds:
-        walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)
-        tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
-        yield (
-            f"{counted(figures.proxied.rounds, 'round')} of several calls came through the proxy: how long "
-            f"each group took is exact (half at most {duration(walls.p50)}{tail}, {in_all} in all); how long "
-            "a call of it took is not, nor what gathering would change "
-            "(--mcp-upstream sees each call of an MCP server)"
-        )
+
+
+def _proxied(figures: RecordedFigures) -> Iterator[str]:
+    walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
+    tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
+    share = f", {percent(in_all / figures.loop_seconds)} of the loops' time" if figures.loop_seconds else ""
+    rounds = counted(figures.proxied.rounds, "round")
+    yield f"{rounds} of several calls took {duration(in_all)} in all{share}: of each group this is exact"
+    yield (
+        f"Half of these groups took at most {duration(walls.p50)}{tail}; how long a call of one took is not "
+        "known, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
+    )
 
 
 def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> Iterator[str]:
@@ -254,14 +265,17 @@ def _whose(one: QuotaShare) -> str:
 # Where it is from.
 
 
-def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
+def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None) -> Iterator[str]:
     sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
     inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
     door = DOORS[recording.door] if recording else "recorded"
+    what = door if sources == "proxy" else f"{door} ({sources})"
     yield (
-        f"{door} ({sources}): {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
+        f"{what}: {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
         f"{counted(sum(one.calls for one in figures.tools), 'call')}"
     )
+    if anchor is not None and figures.began_ns is not None and figures.ended_ns is not None:
+        yield f"Loops from {_date(anchor, figures.began_ns)} to {_date(anchor, figures.ended_ns)} UTC"
     yield _calls(figures, recording)
     if recording is None:
         return
@@ -269,7 +283,15 @@ def _from(figures: RecordedFigures, recording: Recording | None) -> Iterator[str
         kept = ", ".join(f"{count:,} ({clean(what, 80)})" for what, count in recording.read.items())
         yield f"Read: {kept}; {_skipped(recording)}"
     for one in recording.notes:
-        yield clean(one, 300).rstrip(".")
+        note = clean(one, 300).rstrip(".")
+        yield note[:1].upper() + note[1:]
+
+
+def _date(anchor: Anchor, at_ns: int) -> str:
+    seconds = anchor.unix(at_ns) // 10**9
+    with contextlib.suppress(OverflowError, ValueError, OSError):  # a clock that was never set
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    return f"{seconds} s"
 
 
 def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
@@ -328,6 +350,9 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
             f"how long {counted(bounds, 'call')} took: when {'it' if bounds == 1 else 'they'} started is not "
             "recorded, so the time since the model asked is an upper bound, with any approval and wait inside"
         )
+    never = sum(one.never_ended for one in figures.tools)
+    if never:
+        yield f"how long {counted(never, 'call')} took of which no end was recorded"
     short = sum(one.unresolved for one in figures.tools)
     if short:
         yield f"differences between {counted(short, 'call')} of fewer than {MOST_TICKS} ticks of the clock"
@@ -340,14 +365,16 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
             "failed ones were kept rather than others, latencies are not those of all either"
         )
     elif not figures.quotas:
-        yield (
-            "how near a quota was: no rate-limit headers are in the recording (profiler report RUN --quota "
-            "500rpm,30000itpm holds it against one)"
-            if not figures.untold
-            else "how near a quota was"
-        )
+        why = "no rate-limit headers are in the recording"
+        if figures.headers:
+            why = "the headers in the recording state none that is told, or none that limits anybody"
+        how = "profiler report RUN --quota 500rpm,30000itpm holds it against one"
+        yield f"how near a quota was: {why} ({how})"
     else:
-        yield "what other clients of the same key used of the quota"
+        clocks = recording.clocks if recording else 1
+        yield "what other clients of the same key used of the quota" + (
+            f"; windows are of {clocks} clocks, which may differ" if clocks > 1 else ""
+        )
     if not figures.waits.requests_with_attempts:
         yield "waits between tries of a request: no tries are in the recording, only requests"
     if not figures.first_token.count:
@@ -358,6 +385,15 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
     if figures.ambiguous_calls or figures.orphan_calls:
         odd = figures.ambiguous_calls + figures.orphan_calls
         yield f"which round {counted(odd, 'call')} belonged to: what is recorded of them leaves it open"
+    if figures.rounds_dropped:
+        yield f"{counted(figures.rounds_dropped, 'round')} at the start of loops that were too long to keep"
+    if figures.unreadable:
+        yield f"{counted(figures.unreadable, 'part')} of replies that could not be understood"
+    if figures.untimed_server_tools:
+        yield (
+            f"how long {counted(figures.untimed_server_tools, 'call')} took of tools that the model's server "
+            "ran itself: that time is the model's here"
+        )
     yield "what people and programs did between loops: that time is in none"
 
 

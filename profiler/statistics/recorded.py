@@ -14,93 +14,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from profiler.anatomy import server_tool_runs
 from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Recording
 from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
+from profiler.statistics.tool_latency import MOST_TICKS, Tool, ToolLatency
 from profiler.statistics.usage import QuotaShare, Usage
 
-MOST_TICKS = 10
-"""Durations of fewer ticks of the clock are not resolved."""
 MOST_TOOLS = 1000
 """Tools that are told apart: a model may make up names."""
 OTHERS = "(others)"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolLatency:
-    """The calls of one tool. `latency` is of durations that are none of an upper bound, `derived` of these.
-
-    `upper_bounds`, `never_ended`, `never_started` and `waits` (`ToolCall.wait`) have no latency; `unresolved`
-    ones have, of fewer than `MOST_TICKS` ticks. `failed` are those that did not end well.
-    """
-
-    name: str
-    calls: int
-    latency: Percentiles
-    derived: int
-    unresolved: int
-    upper_bounds: int
-    never_ended: int
-    never_started: int
-    waits: int
-    failed: int
-
-
-class _Tool:
-    __slots__ = (
-        "calls",
-        "derived",
-        "failed",
-        "never_ended",
-        "never_started",
-        "samples",
-        "short",
-        "upper",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        self.samples = Samples()
-        self.calls = self.derived = self.failed = self.short = 0
-        self.never_ended = self.never_started = self.upper = self.waits = 0
-
-    def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
-        """A call that took so long, at most; None: it never started, or never ended."""
-        self.calls += 1
-        if call.status != "ok":
-            self.failed += 1
-        if took is None:
-            if call.started_ns is None:
-                self.never_started += 1
-            else:
-                self.never_ended += 1
-        elif call.upper_bound:
-            self.upper += 1
-        elif call.wait:
-            self.waits += 1
-        else:
-            self.samples.add(took)
-            if took < MOST_TICKS * resolution_ns:
-                self.short += 1
-            if call.derived and ("started_ns" in call.derived or "ended_ns" in call.derived):
-                self.derived += 1
-
-    def result(self, name: str) -> ToolLatency:
-        return ToolLatency(
-            name,
-            self.calls,
-            Percentiles.of(self.samples),
-            self.derived,
-            self.short,
-            self.upper,
-            self.never_ended,
-            self.never_started,
-            self.waits,
-            self.failed,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +78,9 @@ class RecordedFigures:
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
-    counts tries. `unobserved_calls`, `ambiguous_calls` and `orphan_calls` are as in `LoopRecord`.
+    counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
+    `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
+    some response stated limits, though perhaps such as limit nobody.
     """
 
     loops: int
@@ -161,6 +89,8 @@ class RecordedFigures:
     called: int
     sources: dict[str, int]
     resolution_ns: int
+    began_ns: int | None
+    ended_ns: int | None
     loop_seconds: float
     totals: Sums
     parallel_measured: Sums
@@ -181,9 +111,13 @@ class RecordedFigures:
     quotas: tuple[QuotaShare, ...]
     quota_source: str
     untold: tuple[str, ...]
+    headers: bool
     unobserved_calls: int
     ambiguous_calls: int
     orphan_calls: int
+    rounds_dropped: int
+    unreadable: int
+    untimed_server_tools: int
 
 
 @dataclass(slots=True)
@@ -216,6 +150,8 @@ class Recorded:
         self._loops = self._nested = self._rounds = self._called = self._parallel = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
+        self._began_ns: int | None = None
+        self._ended_ns: int | None = None
         self._loop_ns = 0
         self._totals, self._measured = Adding(), Adding()
         self._concluded = _Concluded()
@@ -224,12 +160,13 @@ class Recorded:
         self._bounded = Adding()
         self._bound = self._open = self._waiting = self._unresolved = 0
         self._proxied_ns, self._proxied = 0, Samples()
-        self._tools: dict[str, _Tool] = {}
+        self._tools: dict[str, Tool] = {}
         self._usage: dict[tuple[str, str], Usage] = {}
         self._limits = StatedLimits()
         self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
         self._first_token, self._tokens_derived = Samples(), 0
         self._unobserved = self._ambiguous = self._orphans = 0
+        self._dropped = self._unreadable = self._untimed = 0
 
     def seen(self, records: Iterable[LoopRecord]) -> Iterator[LoopRecord]:
         """The same records, each added as it passes."""
@@ -241,9 +178,14 @@ class Recorded:
         self._loops += 1
         self._sources[record.source] = self._sources.get(record.source, 0) + 1
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
+        if self._began_ns is None or record.started_ns < self._began_ns:
+            self._began_ns = record.started_ns
+        if self._ended_ns is None or record.ended_ns > self._ended_ns:
+            self._ended_ns = record.ended_ns
         self._unobserved += record.unobserved_calls
         self._ambiguous += record.ambiguous_calls
         self._orphans += record.orphan_calls
+        self._dropped += record.rounds_dropped
         concluded = self._concluded
         if record.parent is not None:
             self._nested += 1
@@ -287,7 +229,7 @@ class Recorded:
             tool = self._tools.get(call.name)
             if tool is None:
                 name = call.name if len(self._tools) < MOST_TOOLS else OTHERS
-                tool = self._tools.setdefault(name, _Tool())
+                tool = self._tools.setdefault(name, Tool())
             tool.add(call, took, record.resolution_ns)
         times = times_of(spans, upper_bound)
         place: _Place = "alone" if several < 2 else "among"
@@ -301,7 +243,8 @@ class Recorded:
                 self._bound += 1
                 if times is not None and times.overlap == "upper bound":
                     self._bounded.add(times)
-                self._phase(record, round_)
+                if not never_ended:
+                    self._phase(record, round_)
             elif never_ended or times is None:
                 self._open += 1
             elif waiting:
@@ -350,6 +293,9 @@ class Recorded:
         if model.attempts or model.error_type is not None:
             self._refused += len(model.refusals)
         self._resends += model.resends
+        self._unreadable += model.unreadable
+        if model.server_tools:
+            self._untimed += len(model.server_tools) - len(server_tool_runs(model))
         if model.first_token_ns is not None and "started_ns" not in model.unknown:
             self._first_token.add(model.first_token_ns - model.started_ns)
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
@@ -375,6 +321,8 @@ class Recorded:
             called=self._called,
             sources=dict(self._sources),
             resolution_ns=self._resolution_ns,
+            began_ns=self._began_ns,
+            ended_ns=self._ended_ns,
             loop_seconds=self._loop_ns / 1e9,
             totals=self._totals.result(),
             parallel_measured=self._measured.result(),
@@ -397,9 +345,13 @@ class Recorded:
             quotas=shares,
             quota_source="" if known is None else known.source,
             untold=() if known is None else tuple(one.words for one in known.untold),
+            headers=self._limits.any,
             unobserved_calls=self._unobserved,
             ambiguous_calls=self._ambiguous,
             orphan_calls=self._orphans,
+            rounds_dropped=self._dropped,
+            unreadable=self._unreadable,
+            untimed_server_tools=self._untimed,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:

@@ -147,8 +147,8 @@ class Summary:
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
     short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
     say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that
-    were called, warm-up and drain included. `loads` are those of calls without a model, the lowest first. `recorded` is
-    there for a recorded run.
+    were called, warm-up and drain included. `loads` are those of calls without a model, the lowest first.
+    `recorded` is there for a recorded run.
     """
 
     scenario: str

@@ -85,3 +85,32 @@ def different_conditions(before: Run, after: Run, tables: tuple[Table, Table]) -
             f"the loops of the two runs did different work: {' and '.join(work)}",
             "a loop that does less is faster; compare runs of the same work",
         )
+
+
+def unlike(before: Run, after: Run) -> list[str]:
+    """What makes two runs no comparison at all: other work, or a load of another kind; in words.
+
+    Their strategies and numbers of agents are looked at one by one: those in both are compared. Two
+    recordings are compared whatever they are of: two days of the same agents have two titles.
+    """
+    if before.recording is not None and after.recording is not None:
+        return []
+    pairs = [
+        ("kind", _kind(before), _kind(after)),
+        ("scenario", before.scenario, after.scenario),
+        ("load", before.load.model, after.load.model),
+        ("arrivals", before.load.arrivals, after.load.arrivals),
+        ("think time", f"{before.load.think_seconds:g} s", f"{after.load.think_seconds:g} s"),
+    ]
+    return [f"{name} ({now or 'none'} against {then or 'none'})" for name, then, now in pairs if then != now]
+
+
+def _kind(run: Run) -> str:
+    return "a load test" if run.recording is None else "a recording"
+
+
+def tick_of(run: Run) -> float:
+    """Seconds of a tick of a recording's clock, where that may be longer than a difference; else 0."""
+    if run.recording is None or run.recording.resolution_ns < 1000:
+        return 0.0
+    return run.recording.resolution_ns / 1e9

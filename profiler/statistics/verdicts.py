@@ -33,7 +33,7 @@ from profiler.statistics.gates import (
 from profiler.statistics.objectives import QualityGate, check_gates, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS, LEVELS
 from profiler.statistics.table import tabulate
-from profiler.statistics.two_runs import TWO_RUNS, different_conditions
+from profiler.statistics.two_runs import TWO_RUNS, different_conditions, tick_of, unlike
 from profiler.statistics.windows import Measured, measure
 
 VerdictKind = Literal[
@@ -457,35 +457,6 @@ def _named(found: Sequence[Caveat], run: Run, directory: RunDirectory) -> Sequen
     return [replace(one, detail=f"{directory.path.name}: {one.detail}") for one in found]
 
 
-def unlike(before: Run, after: Run) -> list[str]:
-    """What makes two runs no comparison at all: other work, or a load of another kind; in words.
-
-    Their strategies and numbers of agents are looked at one by one: those in both are compared. Two
-    recordings are compared whatever they are of: two days of the same agents have two titles.
-    """
-    if before.recording is not None and after.recording is not None:
-        return []
-    pairs = [
-        ("kind", _kind(before), _kind(after)),
-        ("scenario", before.scenario, after.scenario),
-        ("load", before.load.model, after.load.model),
-        ("arrivals", before.load.arrivals, after.load.arrivals),
-        ("think time", f"{before.load.think_seconds:g} s", f"{after.load.think_seconds:g} s"),
-    ]
-    return [f"{name} ({now or 'none'} against {then or 'none'})" for name, then, now in pairs if then != now]
-
-
-def _kind(run: Run) -> str:
-    return "a load test" if run.recording is None else "a recording"
-
-
-def tick_of(run: Run) -> float:
-    """Seconds of a tick of a recording's clock, where that may be longer than a difference; else 0."""
-    if run.recording is None or run.recording.resolution_ns < 1000:
-        return 0.0
-    return run.recording.resolution_ns / 1e9
-
-
 def _within(tick: float, metric: str, a: StrategySummary, b: StrategySummary) -> bool:
     """Whether two quantiles differ by no more than a tick."""
     old, new = a.loop_seconds[metric].value, b.loop_seconds[metric].value
@@ -510,4 +481,7 @@ def _holds(outcomes: Sequence[Outcome]) -> bool | None:
 
 
 def _names(measured: Sequence[Measured]) -> str:
-    return ", ".join(f"{group.strategy} with {group.users}" for group in measured) or "none"
+    return (
+        ", ".join(f"{one.strategy} with {one.users}" if one.users else one.strategy for one in measured)
+        or "none"
+    )

@@ -60,7 +60,10 @@ def test_rounds_that_overlapped_say_what_one_after_another_would_have_taken() ->
         "1 round overlapped its calls, up to 2 at once: 1.67× (500 ms of calls in 300 ms); one after another "
         "it would have taken 500 ms instead of 300 ms (estimate)"
     )
-    assert none == "No round of several calls is known to have run them one after another"
+    assert none == "No round of several calls ran them one after another"
+    assert "No round of several calls is known to have run them one after another" in found(
+        overlapped(0), bounded(1000)
+    )
 
 
 def test_gaps_between_calls_are_said_to_be_unexplained() -> None:
@@ -122,6 +125,20 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     assert "what other clients of the same key used of the quota" in said.cannot
 
 
+def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -> None:
+    draft = loop([bound("a", 100, 300), bound("b", 100, 300)], source="proxy")
+    asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
+    draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
+    first, second, third = found(draft)
+    assert first == (
+        "1 round of several calls took 200 ms in all, 67 % of the loops' time: of each group this is exact"
+    )
+    assert second.startswith(
+        "Half of these groups took at most 200 ms; how long a call of one took is not known"
+    )
+    assert third.startswith("Nothing can be said about running calls at once: 100 %")
+
+
 @pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], width: int) -> None:
@@ -163,6 +180,8 @@ def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_the
     assert "gathered it would have taken 25 % less" in page
     assert "33 % of the rounds of several calls have upper bounds" in page
     assert "Client health: the loops ran in another program" in page
+    assert "those of 3 of 3 replies are not known" in page
+    assert "Records hold no date" not in page
     table = re.findall(r'id="table-tools".*?</table>', page, re.DOTALL)[0]
     (row,) = re.findall(r"<bdi>fetch</bdi>.*?</tr>", table)
     cells = re.sub(r"<[^>]+>", " ", row).split()

@@ -9,9 +9,10 @@ from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
-from profiler.statistics.recorded import MOST_TICKS, Recorded, RecordedFigures
+from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.rounds import LIMITS, Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
+from profiler.statistics.tool_latency import MOST_TICKS
 
 ABOUT_CALLS = (
     "Rounds that made several calls. Busy is for how long any of them ran; gathered, and a limit of so many "
@@ -34,7 +35,7 @@ ABSENT = (
 
 def verdict(figures: RecordedFigures, run: Run | None, of_loops: Sequence[str] = ()) -> str:
     """The sentences, those `of_loops` among them; what cannot be told; where all of it is from."""
-    said = words(figures, None if run is None else run.recording)
+    said = words(figures) if run is None else words(figures, run.recording, run.anchor)
     lead, *others = said.found or ["There is nothing to say"]
     parts = [f'<p class="verdict lead">{text(f"{lead}.", 2000)}</p>']
     parts += [f'<p class="verdict">{text(f"{one}.", 2000)}</p>' for one in others]
@@ -148,7 +149,8 @@ def facts(figures: RecordedFigures, run: Run | None) -> list[str]:
     """`imported (otel)`, as HTML."""
     sources = ", ".join(clean(one, LONGEST) for one in figures.sources if one)
     door = DOORS[run.recording.door] if run is not None and run.recording is not None else "recorded"
-    return [text(f"{door} ({sources})" if sources else door, 200)]
+    shown = [text(f"{door} ({sources})" if sources else door, 200)]
+    return shown if run is None or run.finished else [*shown, "still being recorded, or cut short"]
 
 
 def render_empty(run: Run) -> str:

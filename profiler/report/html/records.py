@@ -31,6 +31,7 @@ from profiler.report.look import failures, lead, said_of
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import of_several
 from profiler.rundir import Run
+from profiler.statistics.figures import Tokens
 
 FEWEST_FOR_CURVES = 5
 MOST_REASONS = 30
@@ -274,6 +275,13 @@ def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
     return found
 
 
+_NO_DATE = (
+    "Records hold no date: times count from the start of the first loop, by the clock of the machine that "
+    "ran it. Of records of several machines, or from before and after a restart, only durations mean "
+    "anything."
+)
+
+
 def _made_of(bare: Bare) -> str:
     table = bare.table
     tokens = [one.tokens for one in bare.summaries]
@@ -287,7 +295,7 @@ def _made_of(bare: Bare) -> str:
         ("model requests", f"{requests}, {int(table.attempts.sum())} attempts"),
         ("tool calls", str(calls)),
         ("refused by a quota", str(table.refused.size)),
-        ("tokens", f"{sum(one.input for one in tokens)} in, {sum(one.output for one in tokens)} out"),
+        ("tokens", _tokens(tokens)),
         (
             "from the first start to the last end",
             duration(int(table.ended.max() - table.started.min()) / 1e9, "s"),
@@ -298,9 +306,7 @@ def _made_of(bare: Bare) -> str:
     if drawn < table.nested.size:
         which = f"{drawn} of {table.nested.size} loops: the slowest, the medians, and some that failed"
     notes = [
-        "Records hold no date: times count from the start of the first loop, by the clock of the machine "
-        "that ran it. Of records of several machines, or from before and after a restart, only durations "
-        "mean anything.",
+        *([_NO_DATE] if bare.run is None else []),
         "Nothing was left out as warm-up, and there are no intervals: nobody decided here how many loops ran "
         "when.",
         f"Drawn: {which}.",
@@ -312,6 +318,12 @@ def _made_of(bare: Bare) -> str:
         f"{definitions(pairs)}{bullets(map(text, notes), 'notes')}"
         f'<p class="small">Charts: {used}. This page asks the network for nothing.</p>'
     )
+
+
+def _tokens(found: Sequence[Tokens]) -> str:
+    said = f"{sum(one.input for one in found)} in, {sum(one.output for one in found)} out"
+    replies, unknown = sum(one.replies for one in found), sum(one.unknown_replies for one in found)
+    return f"{said}; those of {unknown} of {replies} replies are not known" if unknown else said
 
 
 # What the scripts draw from.
