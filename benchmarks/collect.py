@@ -269,7 +269,7 @@ def measure(out: Path, options: argparse.Namespace) -> None:
     print(f"ended in {time.monotonic() - began:.1f} s with code {collector.returncode}")
     rate = sent["spans"] / sent["seconds"]
     print(
-        f"sent:      {sent['spans']:,} spans of {sent['loops']:,} loops ({sent['rootless']:,} without a root), "
+        f"sent:      {sent['spans']:,} spans of {sent['loops']:,} loops ({sent['rootless']:,} rootless), "
         f"{sent['bytes'] / sent['spans']:,.0f} bytes each, {rate:,.0f} spans/s in {sent['seconds']:.0f} s"
     )
     print(f"answers:   p50 {sent['p50_ms']} ms, p99 {sent['p99_ms']} ms, not 200: {refused(sent)}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from profiler import metrics
 from profiler.collector.figures import Figures
@@ -158,11 +159,10 @@ class Collector:
         spans = [span_of_line(line) for line in ended.spans]
         traces = list(ended.traces)
         drafts = self._drafts(spans)
-        records = [one for one in map(self._record, drafts) if one is not None]
+        inside = _inside(drafts)
+        records = [self._record(one, inside.get(one.id, {})) for one in drafts if one.id not in self._written]
         if drafts:
             self._traces.remember(ended.traces.items())
-        else:
-            self._drop("of no agent", OF_NO_AGENT, len(spans))
         if not records:
             self._journal.ended(traces)
         last = len(records) - 1
@@ -174,9 +174,11 @@ class Collector:
 
     def _drafts(self, spans: Sequence[Span]) -> list[LoopDraft]:
         drafts = []
+        told = False
         try:
             for one in loops_of(spans, SOURCE):
                 if isinstance(one, Skipped):
+                    told = True
                     self._runs.count_skipped(one.reason, one.count)
                 else:
                     drafts.append(one)
@@ -184,18 +186,54 @@ class Collector:
             # A defect of ours, which must cost this trace alone.
             _log.exception("the %d spans of trace %s were not understood", len(spans), spans[0].trace)
             self._runs.count_skipped("not understood", len(spans))
+            return []
+        if not drafts:
+            self.figures.count(metrics.COLLECTOR_SPANS_DROPPED, "of no agent", by=len(spans))
+            if not told:
+                self._runs.count_skipped(OF_NO_AGENT, len(spans))
         return drafts
 
-    def _record(self, draft: LoopDraft) -> tuple[LoopRecord, Tally] | None:
-        if draft.id in self._written:
-            return None
+    def _record(self, draft: LoopDraft, inside: Mapping[str, list[str]]) -> tuple[LoopRecord, Tally]:
+        """The record of a loop, and the tally of its calls. `inside`: the loops in each, by its id."""
         tally = Tally()
-        return record_of(draft, tally, self._origin_ns), tally
+        record = record_of(draft, tally, self._origin_ns)
+        if inside:
+            rounds = [
+                replace(
+                    round_,
+                    tool_calls=tuple(
+                        replace(call, loops=tuple(inside[call.id])) if call.id in inside else call
+                        for call in round_.tool_calls
+                    ),
+                )
+                for round_ in record.rounds
+            ]
+            record = replace(record, rounds=tuple(rounds))
+        return record, tally
 
     def _drop(self, reason: str, words: str, count: int) -> None:
         if count:
             self.figures.count(metrics.COLLECTOR_SPANS_DROPPED, reason, by=count)
             self._runs.count_skipped(words, count)
+
+
+def _inside(drafts: Sequence[LoopDraft]) -> dict[str, dict[str, list[str]]]:
+    """Loop → call of it → the loops that ran inside that call."""
+    found: dict[str, dict[str, list[str]]] = {}
+    spawned = [one for one in drafts if one.spawned_by is not None]
+    if spawned:
+        calls = {
+            call.key: (draft.id, call.id)
+            for draft in drafts
+            for round_ in draft.rounds
+            for call in round_.calls
+            if call.key is not None
+        }
+        for one in spawned:
+            if one.spawned_by in calls:
+                loop, call_id = calls[one.spawned_by]
+                found.setdefault(loop, {}).setdefault(call_id, []).append(one.id)
+    return found
 
 
 def flattened(tokens: Iterable[object]) -> list[str]:

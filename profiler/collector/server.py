@@ -121,6 +121,11 @@ async def _serve(options: Options, show: Say, complain: Say) -> Interrupted:
     for task in tasks:
         task.cancel()
     await asyncio.sleep(0)
+    journal.flush()
+    left = int(collector.gauges()[metrics.COLLECTOR_OPEN_TRACES])
+    if left:
+        words = f"{_counted(left, 'open trace')} to write (a second signal leaves them to the next collector)"
+        show(f"ending: {words}")
     collector.close()
     for line in _report(collector, runs):
         show(line)

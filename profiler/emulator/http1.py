@@ -498,7 +498,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _linger(self) -> None:
-        """Close for writing alone, as long as the client sends: else it would see a reset, and not the reply."""
+        """Close for writing alone, while the client sends: else it would see a reset, and no reply."""
         if self._transport is None or not self._transport.can_write_eof():
             self.close()
         else:

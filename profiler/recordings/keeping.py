@@ -58,6 +58,7 @@ _SIZES = {
 }
 _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]{1,3})", re.IGNORECASE)
 
+_MOST_PROCESSES = 1_000
 _ID = b'{"id":"'
 
 _log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class KeptRuns:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return
-        line = _Line(text + b"\n", record.provider, record.model, tally, record.resolution_ns, token)
+        line = _Line(text + b"\n", record, tally, token)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
@@ -336,6 +337,7 @@ class KeptRuns:
             dict(current.skipped),
             **asdict(current.tally),
             resolution_ns=current.resolution_ns,
+            clocks=max(1, len(current.processes)),
             notes=notes,
         )
         current.directory.save(
@@ -407,10 +409,8 @@ class KeptRuns:
 
 class _Line(NamedTuple):
     text: bytes
-    provider: str
-    model: str
+    record: LoopRecord
     tally: Tally | None
-    resolution_ns: int
     token: object
 
 
@@ -440,6 +440,7 @@ class _Current:
     skipped: Counter[str] = field(default_factory=Counter)
     providers: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
+    processes: set[str] = field(default_factory=set)
     resolution_ns: int = 1
 
     def take(self, line: _Line) -> None:
@@ -447,10 +448,15 @@ class _Current:
         self.changed = True
         if line.tally is not None:
             self.tally += line.tally
-        for known, one in ((self.providers, line.provider), (self.models, line.model)):
-            if len(known) < 2:
+        record = line.record
+        for known, one, most in (
+            (self.providers, record.provider, 2),
+            (self.models, record.model, 2),
+            (self.processes, record.process, _MOST_PROCESSES),
+        ):
+            if len(known) < most:
                 known.add(one)
-        self.resolution_ns = max(self.resolution_ns, line.resolution_ns)
+        self.resolution_ns = max(self.resolution_ns, record.resolution_ns)
 
 
 def _only(found: set[str]) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from profiler.emulator.http1 import MAX_BODY, MAX_PIPELINED, Connection, Exchange, HttpReply, Server
+from profiler.emulator.http1 import (
+    MAX_BODY,
+    MAX_DISCARDED,
+    MAX_PIPELINED,
+    Connection,
+    Exchange,
+    HttpReply,
+    Server,
+)
 from profiler.emulator.scheduler import Timer
 
 
@@ -29,6 +37,12 @@ class Transport:
 
     def close(self) -> None:
         self.state = "closed"
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.state = "closed for writing"
 
     def abort(self) -> None:
         self.state = "aborted"
@@ -171,8 +185,20 @@ def test_bad_input_is_refused_and_the_connection_closed(request_: bytes, status:
     for start in range(0, len(request_), 4096):
         connection.data_received(request_[start : start + 4096])
     assert transport.sent.startswith(b"HTTP/1.1 " + status)
-    assert transport.state == "closed"
+    assert transport.state == ("closed for writing" if status == b"413 " else "closed")
     assert asked == []
+
+
+def test_a_client_that_sends_too_much_may_finish_and_read_why_but_not_for_ever() -> None:
+    connection, transport = connect(echo)
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n")
+    sent = transport.sent
+    piece = bytes(2**20)
+    for _ in range(MAX_DISCARDED // len(piece)):
+        connection.data_received(piece)
+    assert (transport.state, transport.sent) == ("closed for writing", sent)
+    connection.data_received(piece)
+    assert transport.state == "aborted"
 
 
 def test_long_body_does_not_count_as_a_head() -> None:

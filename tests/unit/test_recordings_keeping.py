@@ -191,12 +191,12 @@ def test_records_of_every_run_directory_have_one_clock(tmp_path):
 def test_a_run_directory_is_followed_by_a_new_one_when_it_has_its_share(tmp_path):
     runs = kept_runs(tmp_path, Keep(bytes=14 * LINE))
     write(runs, 1, 2, 3, 4, 5)
-    assert [ids_of(one.path) for one in reversed(made_by(tmp_path, "collect"))] == [
+    assert [ids_of(one.path) for one in made_by(tmp_path, "collect")] == [
         ["r1", "r2"],
         ["r3", "r4"],
         ["r5"],
     ]
-    loaded = [one.load() for one in reversed(made_by(tmp_path, "collect"))]
+    loaded = [one.load() for one in made_by(tmp_path, "collect")]
     assert [run.recording.exact for run in loaded][:2] == [2, 2]
     assert [run.finished for run in loaded] == [True, True, False]
     runs.close()
@@ -316,3 +316,31 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_comes(tmp
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RecordError, match="cannot make a run directory"):
         kept_runs(tmp_path / "file")
+
+
+def test_the_last_ids_are_those_of_whole_lines(tmp_path):
+    runs = kept_runs(tmp_path, Keep(bytes=14 * LINE))
+    write(runs, 1, 2, 3, 4, 5)
+    with open(runs.path / "records.jsonl", "ab") as file:
+        file.write(keeping.encode(record(6))[:-9])
+    assert keeping.recent_ids(tmp_path, "collect") == {"r3", "r4", "r5"}
+    assert keeping.recent_ids(tmp_path, "proxy") == frozenset()
+    runs.close()
+
+
+def test_runs_of_one_second_are_in_the_order_they_were_made(tmp_path):
+    clock = Clock()
+    runs = kept_runs(tmp_path, Keep(bytes=7 * LINE), clock=clock)
+    write(runs, *range(12))
+    assert [ids_of(one.path) for one in made_by(tmp_path, "collect")][-2:] == [["r10"], ["r11"]]
+    runs.close()
+
+
+def test_a_record_that_could_not_be_read_is_not_written(tmp_path):
+    told = []
+    runs = kept_runs(tmp_path, written=told.extend)
+    runs(replace(record(1), ended_ns=2**63), token="bad")
+    runs(record(2), token="good")
+    runs.close()
+    assert ids_of(runs.path) == ["r2"]
+    assert (runs.lost, told) == (1, ["bad", "good"])
