@@ -195,9 +195,13 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
     """Nanoseconds per phase of a whole loop; they sum to its wall time.
 
     Time outside every round is `unaccounted`. In a loop that was only observed, rounds may overlap
-    (model requests made at the same time); even then each instant belongs to one phase.
+    (model requests made at the same time); even then each instant belongs to one phase. What a recording
+    shows before the start or after the end of a loop is no part of it.
     """
-    if any(after.started_ns < before.ended_ns for before, after in pairwise(loop.rounds)):
+    rounds = loop.rounds
+    if rounds and (rounds[0].started_ns < loop.started_ns or rounds[-1].ended_ns > loop.ended_ns):
+        return _phases_of_overlapping_rounds(loop)
+    if any(after.started_ns < before.ended_ns for before, after in pairwise(rounds)):
         return _phases_of_overlapping_rounds(loop)
     total = dict.fromkeys(PHASES, 0)
     outside = loop.wall_ns

@@ -150,6 +150,7 @@ class OpenTelemetrySink:
         self._stopped: SimpleQueue[None] = SimpleQueue()
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
         self._late: dict[str, Context] = {}
+        self._recorded: dict[str, _Family] = {}  # of recordings, whose loops come by their starts
         self._nowhere = 0
         self._starting = unpatched(_thread, "allocate_lock")()
         self._running = False
@@ -227,6 +228,9 @@ class OpenTelemetrySink:
         if late is not None:
             self._export(record, late)
             return
+        if record.parent in self._recorded:
+            self._export(record, self._recorded[record.parent].place(record, context))
+            return
         # Its parent is still running, since a loop ends after its calls.
         self._held.setdefault(record.parent, []).append((record, context))
         if sum(map(len, self._held.values())) > MAX_HELD:
@@ -252,6 +256,10 @@ class OpenTelemetrySink:
             self._late[id_] = inner
             if len(self._late) > MAX_HELD:
                 del self._late[next(iter(self._late))]
+        if record.source:
+            self._recorded[record.id] = family
+            if len(self._recorded) > MAX_HELD:
+                del self._recorded[next(iter(self._recorded))]
 
     def _start(
         self,

@@ -350,11 +350,11 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
         yield from named(pid, "process_name", f"{label} of {process}" if several and process else label, pid)
         writer = _Writer(pid, origin_ns, arrows)
         calls: list[tuple[ToolCall, str]] = []
-        tracks = _Tracks(pid, "loops", ids)
+        tracks, beside = _Tracks(pid, "loops", ids), _Tracks(pid, "rounds beside others", ids)
         for loop in own:
             tid, named_track = tracks.take(loop.started_ns, loop.ended_ns)
             yield from named_track
-            yield from writer.loop(loop, tid, calls, flows)
+            yield from writer.loop(loop, tid, beside, calls, flows)
         tracks = _Tracks(pid, "calls", ids)
         for call, flow in sorted(calls, key=lambda item: item[0].queued_ns):
             tid, named_track = tracks.take(call.queued_ns, call.ended_ns)
@@ -450,9 +450,17 @@ class _Writer:
         return {"ph": "i", "s": "t", "name": name, "cat": "model", "pid": self.pid, "tid": tid, "ts": ts}
 
     def loop(
-        self, loop: LoopRecord, tid: int, calls: list[tuple[ToolCall, str]], flows: Iterator[int]
+        self,
+        loop: LoopRecord,
+        tid: int,
+        beside: _Tracks,
+        calls: list[tuple[ToolCall, str]],
+        flows: Iterator[int],
     ) -> Iterator[Event]:
-        """A loop and all its rounds; adds their calls, each with the id of its arrow, to `calls`."""
+        """A loop and all its rounds; adds their calls, each with the id of its arrow, to `calls`.
+
+        `beside` are for rounds that begin before the one before them has ended.
+        """
         name = loop.name or "loop"
         args = _fields(loop, "id", "strategy", "status", "error_type", "trial", "parent") | {
             "model": None if loop.provider == NO_MODEL else f"{loop.provider} {loop.model}".strip() or None,
@@ -470,15 +478,23 @@ class _Writer:
         if loop.id in self.arrows:
             event |= {"bind_id": self.arrows[loop.id], "flow_in": True}
         yield event
-        for round_ in loop.rounds:
+        own, free = tid, whole[0]
+        for round_ in sorted(loop.rounds, key=lambda one: one.started_ns):
             span = _inside(round_.started_ns, round_.ended_ns, whole)
+            if span[0] >= free:
+                tid, free = own, span[1]
+            else:
+                tid, named_track = beside.take(*span)
+                yield from named_track
             event = self.slice(
                 tid, f"round {round_.index}", "round", span, _fields(round_, "status", "shortfall")
             )
             if round_.tool_calls:
                 flow = f"0x{next(flows):x}"
                 event |= {"bind_id": flow, "flow_out": True}
-                calls.extend((call, flow) for call in round_.tool_calls)
+                # By clocks of several machines a call may begin before its round: no arrow leads back.
+                first = span[0] // 1000
+                calls.extend((c, flow if c.began_ns // 1000 >= first else "") for c in round_.tool_calls)
             yield event
             if round_.model.asked:
                 yield from self._model(round_.model, tid, span)
@@ -558,7 +574,10 @@ class _Writer:
             yield self.slice(tid, "collect", "phase", (end, parent[1]))
 
     def call(self, call: ToolCall, tid: int, flow: str) -> Iterator[Event]:
-        """One call from its queueing to its end: its wait, then its execution, which may be in parts."""
+        """One call from its queueing to its end: its wait, then its execution, which may be in parts.
+
+        `flow` is the id of its arrow, empty for none.
+        """
         start, end = span = (call.queued_ns, max(call.queued_ns, call.ended_ns))
         args = _fields(call, "id", "status", "error_type") | {
             "thread_wait_ms": _ms(call.thread_wait_ns or None),
@@ -579,7 +598,8 @@ class _Writer:
             what = "waiting for another call"
         elif call.untimed == "never_started" and call.waited_ns is None:
             name += " (never started)"
-        yield self.slice(tid, name, "call", span, args) | {"bind_id": flow, "flow_in": True}
+        whole = self.slice(tid, name, "call", span, args)
+        yield whole | {"bind_id": flow, "flow_in": True} if flow else whole
         started, _ = _inside(call.waited_until_ns, end, span)
         if started > start and call.waited_ns is not None:
             yield self.slice(tid, "queued", "call", (start, started))

@@ -255,9 +255,11 @@ class _Maker:
             ended_ns = min(calls, default=loop_ended_ns)
             derived.append("ended_ns")
         ended_ns = self._not_before(ended_ns, started_ns)
-        first_token_ns = draft.first_token_ns
-        if first_token_ns is not None and not started_ns <= first_token_ns <= ended_ns:
-            first_token_ns = None  # of another clock, or of a request that it does not belong to
+
+        def within(time_ns: int | None) -> int | None:
+            """A time in the reply; None for one of another clock, or of another request."""
+            return self._at(time_ns) if time_ns is not None and started_ns <= time_ns <= ended_ns else None
+
         return ModelCall(
             provider=draft.provider,
             model=draft.model,
@@ -268,9 +270,9 @@ class _Maker:
             request_id=draft.request_id,
             finish_reason=draft.finish_reason,
             streamed=draft.streamed,
-            first_token_ns=self._at(first_token_ns),
-            first_output_ns=self._at(draft.first_output_ns),
-            first_tool_call_ns=self._at(draft.first_tool_call_ns),
+            first_token_ns=within(draft.first_token_ns),
+            first_output_ns=within(draft.first_output_ns),
+            first_tool_call_ns=within(draft.first_tool_call_ns),
             input_tokens=draft.input_tokens,
             output_tokens=draft.output_tokens,
             cached_tokens=draft.cached_tokens,

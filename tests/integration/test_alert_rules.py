@@ -99,6 +99,28 @@ CASES = [
     Case("ToolloopLabelOverflow", 0, 8, {OVERFLOW: "0+0x10"}),
     Case("ToolloopRecordsDropped", 1, 5, {DROPPED: "0 0 0 5+0x10"}),
     Case("ToolloopRecordsDropped", 0, 5, {DROPPED: "0+0x10"}),
+    *(
+        Case("ToolloopRecordingIncomplete", fires, 8, {series: values})
+        for series in (
+            'toolloop_collector_spans_dropped_total{job="c",instance="i",reason="late"}',
+            'toolloop_collector_spans_dropped_total{job="c",instance="i",reason="unreadable"}',
+            'toolloop_collector_loops_total{job="c",instance="i",end="bound"}',
+            'toolloop_proxy_unobserved_total{job="c",instance="i"}',
+            'toolloop_proxy_defects_total{job="c",instance="i"}',
+        )
+        for fires, values in ((1, "0 0 0 5+0x10"), (0, "0+0x10"))
+    ),
+    # Other spans than those of agents, and what a sender sent again, are as they should be.
+    Case(
+        "ToolloopRecordingIncomplete",
+        0,
+        8,
+        {
+            'toolloop_collector_spans_dropped_total{job="c",instance="i",reason="of no agent"}': "0+9x10",
+            'toolloop_collector_spans_dropped_total{job="c",instance="i",reason="repeated"}': "0+9x10",
+            'toolloop_collector_loops_total{job="c",instance="i",end="idle"}': "0+9x10",
+        },
+    ),
     Case("ToolloopMetricsVanished", 1, 40, loops("0+1x20", "0+1x20")),
     Case("ToolloopMetricsVanished", 0, 40, loops("0+1x60", "0+1x60")),
     Case("ToolloopMetricsVanished", 0, 40, loops("0+1x20", "0+1x20", testid="t1")),  # a test ends

@@ -174,6 +174,10 @@ TARGETS = [
 ]
 
 
+def of_a_door(panel) -> bool:
+    return panel["title"].startswith(("Collector: ", "Proxy: "))
+
+
 @pytest.mark.parametrize(("panel", "target"), TARGETS)
 def test_every_target_of_every_panel_has_data(scraped, panel, target):
     query = scraped.substituted(target["expr"])
@@ -182,7 +186,7 @@ def test_every_target_of_every_panel_has_data(scraped, panel, target):
     else:
         graph = scraped.server.graph(query, scraped.start, scraped.end, SCRAPE_SECONDS)
         values = [value for series in graph for value in series]
-    if panel["title"] in NOTHING_TO_SHOW:
+    if panel["title"] in NOTHING_TO_SHOW or of_a_door(panel):  # neither runs here
         assert values == []
         return
     assert values, query

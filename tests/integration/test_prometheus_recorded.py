@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from profiler import dashboards, metrics
-from profiler.exporters.prometheus import PrometheusSink
+from profiler.collector.figures import Figures
+from profiler.exporters.prometheus import PrometheusSink, serve
 from profiler.records import RECORDED
 from tests.integration.prometheus_process import Prometheus, prometheus, wait_until
 from tests.unit.recorded_data import recorded_loop
@@ -75,9 +76,10 @@ class Scraped:
 def scraped(tmp_path_factory) -> Iterator[Scraped]:
     directory: Path = tmp_path_factory.mktemp("prometheus")
     sink = PrometheusSink()
-    port = sink.serve(0)
+    ports = (sink.serve(0), serve(collector(), 0, "127.0.0.1"))
     (directory / "rules.yml").write_text(dashboards.files()["rules.yml"])
-    target = {"job_name": "collect", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+    targets = [f"127.0.0.1:{port}" for port in ports]
+    target = {"job_name": "collect", "static_configs": [{"targets": targets}]}
     config = {
         "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"},
         "rule_files": ["rules.yml"],
@@ -85,7 +87,7 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
     }
     with prometheus(directory, yaml.safe_dump(config)) as server:
         sink(recorded_loop())
-        wait_until(lambda: server.instant("up == 1", time.time()) != [], 30, "the first scrape")
+        wait_until(lambda: len(server.instant("up == 1", time.time())) == len(ports), 30, "the first scrapes")
         start = time.time()
         while time.time() < start + FED_SECONDS:
             sink(recorded_loop())
@@ -99,6 +101,37 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
         yield Scraped(server, start, time.time())
 
 
+def collector() -> Callable[[bool], bytes]:
+    """What a collector shows of itself, at every scrape a little more."""
+    figures = Figures()
+
+    def render(openmetrics: bool) -> bytes:
+        figures.count(metrics.COLLECTOR_SPANS, by=9)
+        figures.count(metrics.COLLECTOR_SPANS_DROPPED, "late", by=3)
+        figures.count(metrics.COLLECTOR_LOOPS, "root")
+        figures.count(metrics.COLLECTOR_REQUESTS, "traces", "200")
+        gauges = [one for one in metrics.COLLECTOR_TABLE if one.kind == "gauge"]
+        text = figures.render(dict.fromkeys(gauges, 7.0), openmetrics)
+        return text + (b"# EOF\n" if openmetrics else b"")
+
+    return render
+
+
+def test_panels_of_the_collector_show_what_it_counts(scraped):
+    spans = {
+        tuple(dict(labels).values()): values[-1]
+        for labels, values in scraped.panel("Collector: spans per second", 1).items()
+    }
+    (received,) = scraped.panel("Collector: spans per second").values()
+    assert spans["late",] == pytest.approx(received[-1] / 3, rel=0.05)
+    assert spans["repeated",] == 0
+    for panel in PANELS:
+        if panel["title"].startswith("Collector: "):
+            assert all(scraped.values(target) for target in panel["targets"]), panel["title"]
+    (kept,) = scraped.panel("Collector: open traces").values()
+    assert kept[-1] == 7
+
+
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 def test_panel_shows_recorded_loops_or_says_that_it_is_empty_for_them(scraped, panel):
     found = [
@@ -107,7 +140,11 @@ def test_panel_shows_recorded_loops_or_says_that_it_is_empty_for_them(scraped, p
     assert not any(math.isnan(value) for value in found)
     if not found:
         said = panel["description"]
-        excused = panel["title"] in EMPTY_OF_OTHERS_TOO or "Streamed requests only" in said
+        excused = (
+            panel["title"] in EMPTY_OF_OTHERS_TOO
+            or "Empty without profiler" in said
+            or "Streamed requests only" in said
+        )
         assert excused or "recorded loops" in said, (
             f"{panel['title']} is empty for recorded loops, without a word"
         )

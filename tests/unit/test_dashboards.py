@@ -35,11 +35,13 @@ NOT_SHOWN: dict[str, str] = {}
 
 ADDED_BY_PROMETHEUS = {"job", "instance", "testid", "le"}
 
-BY_NAME = {metric.name: metric for metric in metrics.TABLE}
+EVERY = (*metrics.TABLE, *metrics.COLLECTOR_TABLE, *metrics.PROXY_TABLE)
+
+BY_NAME = {metric.name: metric for metric in EVERY}
 
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
 
-EXPOSED = {metric.name + suffix: metric for metric in metrics.TABLE for suffix in SUFFIXES[metric.kind]}
+EXPOSED = {metric.name + suffix: metric for metric in EVERY for suffix in SUFFIXES[metric.kind]}
 
 
 def board_queries() -> list[tuple[str, str]]:

@@ -273,6 +273,14 @@ def test_loop_inside_a_call_of_a_recording_is_a_child_of_the_call_whichever_came
         assert found.named("invoke_agent helper").parent.span_id == spawned.context.span_id
 
 
+def test_loop_inside_a_recorded_one_is_in_the_round_that_ran_then_where_the_call_is_not_known():
+    child = recorded_loop(id="child", parent="loop-1")
+    child = replace(child, name="helper", started_ns=450 * MS, rounds=())
+    found = Exported(recorded_loop(), child)
+    second = next(span for span in found.spans if span.attributes.get("toolloop.round.index") == 1)
+    assert found.named("invoke_agent helper").parent.span_id == second.context.span_id
+
+
 def test_opentelemetry_measures_no_bounds():
     found = Exported(recorded_loop())
     durations = found.points("gen_ai.execute_tool.duration")

@@ -200,6 +200,29 @@ def alerts() -> list[Alert]:
             "Make room, or drop the sink. Do not compare figures across the gap.",
         ),
         Alert(
+            "ToolloopRecordingIncomplete",
+            " or ".join(
+                f"{_SCOPE.over('15m').increase(metric, by='job, instance', **matchers)} > 0"
+                for metric, matchers in (
+                    (metrics.COLLECTOR_SPANS_DROPPED, {"reason": "=~late|unreadable"}),
+                    (metrics.COLLECTOR_LOOPS, {"end": "=bound"}),
+                    (metrics.PROXY_UNOBSERVED, {}),
+                    (metrics.PROXY_DEFECTS, {}),
+                )
+            ),
+            "0m",
+            "ticket",
+            "{{ $labels.instance }} does not record all that happens",
+            "In 15m {{ $value | humanize }} spans, loops or requests are in no record, or not whole.",
+            "The collector got spans too late or unreadable, or had too many open at once; or the proxy "
+            "forwarded requests and could not read them along. What agents do is not affected: what is shown "
+            "of it lacks something.",
+            "*Collector: spans per second*, *Collector: what ended loops*, *Proxy: how requests ended*; the "
+            "process's log.",
+            "Late spans: let traces stay open for longer. Too much open: more collectors, each with whole "
+            "traces. Unobserved requests: more proxies.",
+        ),
+        Alert(
             "ToolloopMetricsVanished",
             # A load test's metrics end with it: only what carries no testid is expected to stay.
             f"count by (job) (last_over_time({observed}[1h])) unless count by (job) "

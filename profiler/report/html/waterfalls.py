@@ -250,7 +250,8 @@ def _server_tool(one: ServerToolCall, origin: int) -> str:
 
 
 def _attempt(attempt: Attempt, origin: int) -> str:
-    outcome = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "no answer")
+    # A try without either is one of a recording that tells of tries, and not of their statuses.
+    outcome = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "tried")
     took = duration((attempt.ended_ns - attempt.started_ns) / 1e9)
     text = f"{outcome}, from {_at(attempt.started_ns, origin)}, {took}"
     if attempt.retry_after_ns is not None:
