@@ -132,9 +132,9 @@ def _proxy() -> list[Panel]:
             {
                 "requests": NOW.gauge(metrics.PROXY_IN_FLIGHT),
                 "clients": NOW.gauge(metrics.PROXY_CLIENTS),
-                "upstream": NOW.gauge(metrics.PROXY_UPSTREAMS),
+                "upstream": NOW.gauge(metrics.PROXY_UPSTREAM),
                 "open loops": NOW.gauge(metrics.PROXY_OPEN_LOOPS),
-                "upstream, made per second": NOW.rate(metrics.PROXY_UPSTREAMS_MADE),
+                "upstream, made per second": NOW.rate(metrics.PROXY_UPSTREAM_MADE),
             },
         ),
     ]
