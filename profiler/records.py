@@ -413,7 +413,8 @@ class ToolCall(_Tried):
     `derived` and `unknown` name times of a recording's (see above). `upper_bound`: when it started is not
     known, only when it could have, so its duration is the longest that it may have been, with any approval
     and any wait inside. It is no latency of the tool's. Of a call whose `ended_ns` is unknown no end was
-    seen.
+    seen. `wait`: the call only waited for what another one began, or came back while what it began went on
+    (a command in the background): however exact its duration, it is no latency of the tool's either.
     """
 
     id: str
@@ -437,6 +438,7 @@ class ToolCall(_Tried):
     derived: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     upper_bound: bool = False
+    wait: bool = False
 
     @property
     def server(self) -> str:
@@ -500,8 +502,8 @@ class ToolCall(_Tried):
 
     @property
     def latency_ns(self) -> int | None:
-        """`duration_ns` where it is one: None also where only an upper bound is known."""
-        return None if self.upper_bound else self.duration_ns
+        """`duration_ns` where it says how long the tool took: None also for an upper bound or a wait."""
+        return None if self.upper_bound or self.wait else self.duration_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class CallDraft:
 
     `asked_ns`: its arguments were complete. `refused`: somebody decided that it does not start. `ended_late`:
     its end was written down some time after it, so that its place is a guess and only `own_ns` counts.
+    `wait`: as in `ToolCall`.
     `key` names it among all calls of an import, for loops that it spawned (`LoopDraft.spawned_by`). An `id`
     that the recording lacks is made up, by the door, of what does name the call there.
     """
@@ -55,6 +56,7 @@ class CallDraft:
     error_type: str | None = None
     refused: bool = False
     ended_late: bool = False
+    wait: bool = False
     arguments: str | None = None
     result: str | None = None
     remote: RemoteCall | None = None
@@ -173,7 +175,7 @@ class _Maker:
         ended_ns = self._not_before(ended_ns, started_ns)
         made = []
         before_ns = started_ns
-        for index, round_ in enumerate(sorted(loop.rounds, key=lambda one: _began(one, first))):
+        for index, round_ in enumerate(rounds_in_order(loop)):
             made.append(self._round(round_, index, before_ns, ended_ns))
             before_ns = made[-1].ended_ns + self._origin_ns
         last_model = made[-1].model if made else None
@@ -344,6 +346,7 @@ class _Maker:
             derived=tuple(dict.fromkeys(derived)),
             unknown=tuple(unknown),
             upper_bound=upper_bound,
+            wait=draft.wait,
         )
 
     def _at(self, time_ns: int | None) -> int | None:
@@ -364,8 +367,10 @@ def _times(round_: RoundDraft) -> Iterator[int]:
     return (time for time in times if time is not None)
 
 
-def _began(round_: RoundDraft, otherwise: int) -> int:
-    return min(_times(round_), default=otherwise)
+def rounds_in_order(loop: LoopDraft) -> list[RoundDraft]:
+    """A loop's rounds as its record has them: in the order of the first time of each."""
+    first = min((time for round_ in loop.rounds for time in _times(round_)), default=0)
+    return sorted(loop.rounds, key=lambda round_: min(_times(round_), default=first))
 
 
 def calls_of(loops: Sequence[LoopDraft]) -> Iterator[CallDraft]:

@@ -22,7 +22,9 @@ class Item(NamedTuple):
     `at_ns` is the earliest time in it (Unix): it orders the items of a group, those of one time as they came,
     and the earliest of all is the zero of the records' times. `id` names it in its group, None: it has no
     name, and is never dropped as a repeat. `version`: of several with one id the largest counts, else the
-    first. `link`: groups with the same one are one group (a conversation over several traces).
+    first. `link`: groups with the same one are one group (a conversation over several traces). `place`
+    orders items of one time where the order of a file tells something (its line); without one their content
+    does, so that files in another order, or with their lines in another order, tell the same.
     """
 
     group: str
@@ -31,6 +33,7 @@ class Item(NamedTuple):
     id: str | None = None
     version: int = 0
     link: str | None = None
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,13 @@ class Skipped:
     """Something that was read and is in no record: why, in words that stay few (they are counted).
 
     `where` is the first place of its kind worth naming (`spans.jsonl:17`); empty where that tells nothing.
+    `kept`: it is in a record all the same, and this is what a reader has to know of it (a note, not a loss).
     """
 
     reason: str
     count: int = 1
     where: str = ""
+    kept: bool = False
 
 
 class Source(NamedTuple):

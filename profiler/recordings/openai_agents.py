@@ -21,8 +21,8 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, counted, provider_of, text_of, unix_ns
-from profiler.recordings.json_values import Torn, values_of
 from profiler.recordings.otlp import item_of
+from profiler.recordings.reading import values
 from profiler.recordings.span import Kind, Span, unpacked
 from profiler.recordings.spans import loops_of
 
@@ -53,15 +53,13 @@ class OpenAIAgents:
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         """The spans of a file. Raises `RecordError` where there is none in it."""
         read = 0
-        for one in values_of(source.stream):
-            where = f"{source.name}:{one.line}"
-            if isinstance(one, Torn):
-                yield Skipped("cut off at the end of the file" if one.last else "not JSON", 1, where)
+        for one in values(source):
+            if isinstance(one, Skipped):
+                yield one
                 continue
-            rows = (
-                one.value.get("data") if isinstance(one.value, dict) and "object" not in one.value else None
-            )
-            for row in rows if isinstance(rows, list) else [one.value]:
+            where = f"{source.name}:{one.line}"
+            rows = one.data.get("data") if isinstance(one.data, dict) and "object" not in one.data else None
+            for row in rows if isinstance(rows, list) else [one.data]:
                 kind = row.get("object") if isinstance(row, dict) else None
                 if kind == "trace":
                     read += 1

@@ -11,8 +11,8 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai import Event, Raw, origin_of, span_of, wanted
-from profiler.recordings.json_values import Torn, values_of
 from profiler.recordings.otlp_json import LATEST_NS, is_trace, raws_of
+from profiler.recordings.reading import values
 from profiler.recordings.span import Span, packed, unpacked
 from profiler.recordings.spans import loops_of
 
@@ -129,19 +129,20 @@ class Otlp:
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         """The spans of a file. Raises `RecordError` where there is none, nor anything like one, in it."""
         read = 0
-        for one in values_of(source.stream):
+        for one in values(source):
+            if isinstance(one, Skipped):
+                yield one
+                continue
             where = f"{source.name}:{one.line}"
-            if isinstance(one, Torn):
-                yield Skipped("cut off at the end of the file" if one.last else "not JSON", 1, where)
-            elif not is_trace(one.value):
-                other = isinstance(one.value, dict) and any(key in one.value for key in _OTHER_SIGNALS)
+            if not is_trace(one.data):
+                other = isinstance(one.data, dict) and any(key in one.data for key in _OTHER_SIGNALS)
                 yield Skipped(
                     "logs or metrics, not traces" if other else "neither a span nor spans", 1, where
                 )
                 read += other
             else:
                 read += 1
-                yield from _items(raws_of(one.value), content, where)
+                yield from _items(raws_of(one.data), content, where)
         if not read:
             raise RecordError(
                 f"{source.name}: no spans in it: neither OTLP JSON nor what a tracing SDK prints"

@@ -18,9 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.recordings.formats import Format, Item, Skipped, Source
-from profiler.recordings.json_values import Torn, Value, values_of
 from profiler.recordings.openai_agents import OpenAIAgents
 from profiler.recordings.otlp import Otlp, spans_of_request
+from profiler.recordings.reading import NOT_JSON, TORN
 from profiler.records import LoopRecord
 
 MS = 1_000_000
@@ -379,11 +379,11 @@ def test_what_is_torn_is_counted_and_the_rest_read():
     items, skipped = read(torn + "\n" + lines() + "what\n" + '{"a": 1}\n{"resourceLogs": []}\n' + torn)
     assert len(items) == len(SPANS)
     assert [(one.reason, one.where) for one in skipped] == [
-        ("not JSON", "f.json:1"),
-        ("not JSON", "f.json:4"),
+        (TORN, "f.json:1"),
+        (NOT_JSON, "f.json:4"),
         ("neither a span nor spans", "f.json:5"),
         ("logs or metrics, not traces", "f.json:6"),
-        ("cut off at the end of the file", "f.json:7"),
+        (TORN, "f.json:7"),
     ]
 
 
@@ -440,31 +440,6 @@ def test_odd_json_is_skipped_and_nothing_else(values: list[Any]):
     text = "".join(json.dumps(one) + "\n" for one in values) + json.dumps(request(SPANS)) + "\n"
     items, _ = read(text)
     assert len(items) >= len(SPANS)
-
-
-@given(
-    st.lists(
-        st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)
-    ),
-    st.sampled_from([None, 2]),
-    st.sampled_from(["lines", "array", "glued"]),
-)
-def test_values_are_cut_apart_however_they_are_written(
-    values: list[dict[str, Any]], indent: int | None, shape: str
-):
-    if shape == "array":
-        text = json.dumps(values, indent=indent)
-    else:
-        text = ("\n" if shape == "lines" else "").join(json.dumps(one, indent=indent) for one in values)
-    assert [one.value for one in values_of(io.BytesIO(text.encode())) if isinstance(one, Value)] == values
-
-
-def test_values_longer_than_a_piece():
-    long = {"a": '"}' * (3 * 2**20)}
-    text = json.dumps([long, {"b": 1}]).encode()
-    found = list(values_of(io.BytesIO(text)))
-    assert [type(one) for one in found] == [Value, Value]
-    assert [one.value for one in found if not isinstance(one, Torn)] == [long, {"b": 1}]
 
 
 def agents_span(id_: str, parent: str | None, started: int, ended: int | None, **data: Any) -> dict[str, Any]:
@@ -570,7 +545,7 @@ def test_rows_of_openai_agents_that_are_none_are_counted():
     assert [one.reason for one in skipped] == [
         "a span without ids or times",
         "neither a trace nor a span of one",
-        "not JSON",
+        NOT_JSON,
     ]
     with pytest.raises(RecordError, match="no traces in it"):
         read("{}", OpenAIAgents())

@@ -145,6 +145,7 @@ def test_json_form_is_the_documented_one():
         "derived": [],
         "unknown": [],
         "upper_bound": False,
+        "wait": False,
     }
 
 
