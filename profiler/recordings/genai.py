@@ -363,7 +363,7 @@ def _first_token(raw: Raw) -> int | None:
     for keys, unit in ((_FIRST_TOKEN_SECONDS, 1e9), (_FIRST_TOKEN_MS, 1e6)):
         for key in keys:
             value = attributes.get(key)
-            if value is None:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
                 continue
             try:
                 after_ns = float(value) * unit
@@ -418,7 +418,7 @@ def _http_status(attributes: Mapping[str, Any]) -> int | None:
         value = attributes.get(key)
         try:
             status = int(value) if value is not None else 0
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         if 100 <= status <= 599:
             return status

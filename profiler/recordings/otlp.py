@@ -11,7 +11,7 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai import Event, Raw, origin_of, span_of, wanted
-from profiler.recordings.otlp_json import is_trace, raws_of
+from profiler.recordings.otlp_json import LATEST_NS, is_trace, raws_of
 from profiler.recordings.reading import values
 from profiler.recordings.span import Span, packed, unpacked
 from profiler.recordings.spans import loops_of
@@ -40,7 +40,8 @@ def _of_protobuf(message: Any, content: bool) -> list[Span]:
             name = scope.scope.name
             for span in scope.spans:
                 trace_id, span_id, parent_id = span.trace_id, span.span_id, span.parent_span_id
-                if not trace_id or not span_id:
+                started_ns, ended_ns = span.start_time_unix_nano, span.end_time_unix_nano
+                if not trace_id or not span_id or not 0 < started_ns < LATEST_NS:
                     continue
                 attributes = {}
                 for one in span.attributes:
@@ -55,8 +56,8 @@ def _of_protobuf(message: Any, content: bool) -> list[Span]:
                             parent_id.hex() if parent_id.strip(b"\0") else "",
                             span.name,
                             span.kind,
-                            span.start_time_unix_nano,
-                            span.end_time_unix_nano or None,
+                            started_ns,
+                            ended_ns if 0 < ended_ns < LATEST_NS else None,
                             attributes,
                             _Events(span),
                             span.status.code,

@@ -21,7 +21,8 @@ from profiler.recordings.genai_replies import unix_ns
 
 _KINDS = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUS = {"UNSET": 0, "OK": 1, "ERROR": 2}
-_LATEST_NS = 2**63
+LATEST_NS = 2**62
+"""Times from here on are none: a record could not hold them."""
 
 
 def is_trace(value: object) -> bool:
@@ -69,7 +70,7 @@ def _safely(make: Any, *arguments: Any) -> Raw | None:
         raw: Raw = make(*arguments)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return raw if raw.trace and raw.id and 0 <= raw.started_ns < _LATEST_NS else None
+    return raw if raw.trace and raw.id and 0 < raw.started_ns < LATEST_NS else None
 
 
 def _of_resource(resource: object) -> Iterator[Raw | None]:
@@ -274,7 +275,7 @@ def _end(value: Any) -> int | None:
         at_ns = _time(value)
     except (TypeError, ValueError):
         return None
-    return at_ns if 0 < at_ns < _LATEST_NS else None
+    return at_ns if 0 < at_ns < LATEST_NS else None
 
 
 def _events(events: Any) -> list[Event]:

@@ -434,6 +434,20 @@ def test_providers_and_models(attributes: dict[str, Any], provider: str, model: 
     assert (span.provider, span.model) == (provider, model)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), [1], {"a": 1}, "x", -5, 10**30, True, b"1"])
+def test_odd_values_are_none(value: Any):
+    keys = "http.status_code http.request.resend_count gen_ai.usage.input_tokens gen_ai.request.model"
+    keys += " gen_ai.response.time_to_first_chunk gen_ai.response.finish_reasons gen_ai.output.messages"
+    for attributes in (MODEL, {"http.method": "GET"}):
+        span = span_of(raw(dict.fromkeys(keys.split(), value) | attributes, kind=3))
+        assert (span.http_status, span.input_tokens, span.first_token_ns, span.calls) == (
+            None,
+            None,
+            None,
+            (),
+        )
+
+
 def test_what_logfire_says_of_a_span_that_has_begun():
     span = span_of(
         raw(MODEL | {"logfire.span_type": "pending_span", "logfire.pending_parent_id": "00000000000000ff"})

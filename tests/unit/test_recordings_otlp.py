@@ -261,6 +261,16 @@ def test_a_span_that_cannot_be_read_is_left_out():
     )
 
 
+@pytest.mark.parametrize(
+    "change", [{"start_time_unix_nano": 0}, {"start_time_unix_nano": 2**63}, {"span_id": b""}]
+)
+def test_a_span_of_protobuf_that_cannot_be_read_is_left_out(change: dict[str, Any]):
+    sent = message(request(SPANS[:2]))
+    for name, value in change.items():
+        setattr(sent.resource_spans[0].scope_spans[0].spans[0], name, value)
+    assert spans_of_request(sent) == spans_of_request(request(SPANS[1:2]))
+
+
 def test_a_span_that_never_ended_has_no_end():
     for end in ({"endTimeUnixNano": "0"}, {"endTimeUnixNano": None}):
         (span,) = spans_of_request(request([SPANS[1] | end]))

@@ -149,7 +149,11 @@ def test_brackets_without_end_take_bounded_work(monkeypatch):
 
 @given(
     objects=st.lists(
-        st.dictionaries(st.text(max_size=5), st.text('ab{}[]"\\\n,', max_size=8) | st.integers(), max_size=3)
+        st.dictionaries(
+            st.text(max_size=5),
+            st.text('ab{}[]"\\\n,', max_size=8) | st.integers(-(2**53), 2**53),
+            max_size=3,
+        )
     ),
     indent=st.sampled_from([None, 0, 2]),
     shape=st.sampled_from(["lines", "array", "glued"]),
