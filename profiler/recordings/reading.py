@@ -51,8 +51,15 @@ def parsed(text: bytes) -> object:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        mended = _NO_NUMBER.sub(b"null", _LONE.sub(rb"\\ufffd", text))
-        return orjson.loads(mended.decode("utf-8", "replace"))
+        mended = text
+        if b"\\u" in mended:
+            mended = _LONE.sub(rb"\\ufffd", mended)
+        if b"NaN" in mended or b"Infinity" in mended:
+            mended = _NO_NUMBER.sub(b"null", mended)
+        decoded = mended.decode("utf-8", "replace")
+        if mended is text and "\ufffd" not in decoded:
+            raise
+        return orjson.loads(decoded)
 
 
 class _Reader:
