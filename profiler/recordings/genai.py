@@ -237,7 +237,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         "error_type": error_type,
         "clock": raw.clock,
         "process": raw.process,
-        "scope": raw.scope,
+        "scope": raw.scope or _dialect(attributes),
         "resolution_ns": raw.resolution_ns,
     }
     if kind == "http":
@@ -326,6 +326,11 @@ _KINDS: tuple[tuple[str, dict[str, Kind]], ...] = (
     ("llm.request.type", _LLM_REQUESTS),
     ("gen_ai.operation.name", _OPERATIONS),
 )
+
+
+def _dialect(attributes: Mapping[str, Any]) -> str:
+    """What stands for a scope where none is written down: the attribute that tells a span's kind."""
+    return next((key for key, _ in _KINDS if key in attributes), "")
 
 
 def _pending(raw: Raw) -> Span:

@@ -8,9 +8,11 @@ together.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from profiler.recordings.span import Kind, Span, packed
 
@@ -140,17 +142,10 @@ def _ordered(nodes: list[Node]) -> list[Node]:
     return result
 
 
-def _maker(span: Span) -> str:
-    """What made a span: its instrumentation; where that is not written down, what it calls its spans tells."""
-    return span.scope or span.name
-
-
 def _same(outer: Node, inner: Node) -> bool:
     """Whether spans of two instrumentations, side by side, are of one request or call."""
     one, other = outer.span, inner.span
-    if _maker(one) == _maker(other) or one.clock != other.clock:
-        return False
-    if not one.scope and (outer.kind == "tool" or one.model != other.model):
+    if not (one.scope and other.scope) or one.scope == other.scope or one.clock != other.clock:
         return False
     for name in ("request_id", "call_id", "model"):
         if getattr(one, name) and getattr(other, name) and getattr(one, name) != getattr(other, name):
@@ -164,7 +159,7 @@ def _same(outer: Node, inner: Node) -> bool:
     # Another span of that instrumentation in it, at the same time, is the one of that request.
     return not any(
         two.kind == inner.kind
-        and _maker(two.span) == _maker(other)
+        and two.span.scope == other.scope
         and two.span.started_ns < other.ended_ns
         and other.started_ns < (two.span.ended_ns or other.ended_ns)
         for two in outer.below
@@ -271,7 +266,7 @@ class _Sorter:
             if node.kind in ("model", "tool") and node.above is not None:
                 beside[id(node.above), node.kind].append(node)
         for nodes in beside.values():
-            if len({_maker(node.span) for node in nodes}) < 2:
+            if len({node.span.scope for node in nodes}) < 2:
                 continue
             nodes.sort(key=when)
             for index, inner in enumerate(nodes):
@@ -353,8 +348,7 @@ class _Sorter:
                 loose[named[0]] += loose.pop((trace, ""))  # the trace has one conversation: they are of it
         groups += [self._group(nodes) for _, nodes in sorted(loose.items(), key=lambda one: one[0])]
         self._join(groups, lost)
-        for node in sorted(lost, key=when):
-            self._attach(node)
+        self._attach(sorted(lost, key=when))
 
     @staticmethod
     def _group(nodes: list[Node]) -> Family:
@@ -380,17 +374,30 @@ class _Sorter:
                 events[id(node)] = sorted(found, key=when)
             return events[id(node)]
 
+        summaries: dict[int, tuple[tuple[int, int, str, str] | None, bool]] = {}
+
+        def summary(node: Node) -> tuple[tuple[int, int, str, str] | None, bool]:
+            """Of what is below it: the first request, and whether an agent has calls of its own."""
+            if id(node) not in summaries:
+                first = next((when(one) for one in of(node) if one.kind == "model"), None)
+                summaries[id(node)] = (
+                    first,
+                    any(one.kind == "tool" and one.holder is not None for one in of(node)),
+                )
+            return summaries[id(node)]
+
         roots: dict[int, Node] = {}
         homeless: list[Node] = []
         for tool in rooted:
             if tool.kind != "tool":
                 continue
             home = tool.above
-            while home is not None and not any(
-                one.kind == "model" and when(one) < when(tool) for one in of(home)
-            ):
+            while home is not None:
+                first = summary(home)[0]
+                if first is not None and first < when(tool):
+                    break
                 home = home.above
-            if home is None or any(one.kind == "tool" and one.holder is not None for one in of(home)):
+            if home is None or summary(home)[1]:
                 homeless.append(tool)
                 continue
             # A loop ends with a request that asks for nothing: where a call comes last it goes on elsewhere.
@@ -457,26 +464,45 @@ class _Sorter:
         else:
             lost += family.tools
 
-    def _attach(self, node: Node) -> None:
-        """Give a span without a parent to the loop that it most likely is of."""
-        span = node.span
-        here = [one for one in self._families if span.trace in one.traces]
-        if not here and span.conversation:
-            here = [one for one in self._families if span.conversation in one.conversations]
-        asked = [one for one in here if any(span.call_id == id_ for id_, _ in _asked(one))]
-        if span.call_id and len(asked) == 1:
-            asked[0].add(node)
-            return
-        named = [one for one in here if any(span.agent and span.agent == a.span.agent for a in one.agents)]
-        choice = max(named or here, key=lambda one: _nearness(one, span), default=None)
-        if choice is None:
-            if node.kind == "model":
-                self._families.append(self._group([node]))
+    def _attach(self, lost: list[Node]) -> None:
+        """Give spans without a parent to the loops that they most likely are of: that which asked for the
+        call, else one of the agent that the span names, else that which the span lies in."""
+        asked: dict[tuple[str, str], list[Family]] = defaultdict(list)
+        places: dict[tuple[str, ...], list[Family]] = defaultdict(list)
+        for family in self._families if lost else ():
+            for trace in family.traces:
+                for id_ in {id_ for model in family.models for id_, _ in model.span.calls}:
+                    asked[trace, id_].append(family)
+            names = {agent.span.agent for agent in family.agents} | {""}
+            wheres = [("trace", one) for one in family.traces]
+            wheres += [("conversation", one) for one in family.conversations]
+            for where in wheres:
+                for name in names:
+                    places[*where, name].append(family)
+        found = {key: _Places(some) for key, some in places.items()}
+        for node in lost:
+            span = node.span
+            asking = asked.get((span.trace, span.call_id), []) if span.call_id else []
+            if len(asking) == 1:
+                asking[0].add(node)
+                continue
+            keys = [("trace", span.trace, span.agent), ("trace", span.trace, "")]
+            if span.conversation:
+                keys += [
+                    ("conversation", span.conversation, span.agent),
+                    ("conversation", span.conversation, ""),
+                ]
+            place = next((found[key] for key in keys if key in found), None)
+            if place is not None:
+                family = place.at(span.started_ns)
+                family.add(node)
+                family.orphans += node.kind == "tool"
+            elif node.kind == "model":
+                family = self._new(self._group([node]))
+                for key in keys[1::2]:
+                    found[key] = _Places([family])
             else:
                 self._result.alone += 1
-            return
-        choice.add(node)
-        choice.orphans += node.kind == "tool"
 
     def _nest(self) -> None:
         """An agent whose parent is lost, in a trace with a loop around it, ran inside that one."""
@@ -505,11 +531,6 @@ class _Sorter:
         return family
 
 
-def _asked(family: Family) -> Iterator[tuple[str, str]]:
-    for model in family.models:
-        yield from model.span.calls
-
-
 def _contains(outer: Span, inner: Span) -> bool:
     ended_ns = outer.ended_ns
     return outer.started_ns <= inner.started_ns and (
@@ -517,36 +538,52 @@ def _contains(outer: Span, inner: Span) -> bool:
     )
 
 
-def _nearness(family: Family, span: Span) -> tuple[bool, bool, int, str]:
-    """How well a span fits into a loop by its time: in it, after its start, the latest to start."""
-    nodes = [family.root] if family.root is not None else [*family.models, *family.tools]
-    started_ns = min(node.span.started_ns for node in nodes)
-    ended_ns = max(node.span.ended_ns or 2**63 for node in nodes)
-    began = started_ns <= span.started_ns
-    least = min(node.span.id for node in nodes)
-    return began and span.started_ns <= ended_ns, began, started_ns if began else -started_ns, least
+class _Places:
+    """Loops by their starts, to find that in which a time lies."""
+
+    def __init__(self, some: list[Family]) -> None:
+        spans = []
+        for family in some:
+            nodes = [family.root] if family.root is not None else [*family.models, *family.tools]
+            started_ns = min(node.span.started_ns for node in nodes)
+            ended_ns = max(node.span.ended_ns or 2**63 for node in nodes)
+            spans.append((started_ns, ended_ns, min(when(node) for node in nodes), family))
+        spans.sort(key=lambda one: one[:3])
+        self._spans = spans
+        self._starts = [one[0] for one in spans]
+
+    def at(self, time_ns: int) -> Family:
+        """The last to start of those that it lies in, else of those before it, else the first."""
+        index = bisect_right(self._starts, time_ns) - 1
+        for _, ended_ns, _, family in reversed(self._spans[max(0, index - _LOOKED_BACK) : index + 1]):
+            if time_ns <= ended_ns:
+                return family
+        return self._spans[max(0, index)][3]
+
+
+_LOOKED_BACK = 100
+"""Loops that began since one that a span is taken to lie in: with more at once nobody could tell."""
 
 
 def _answers(nodes: list[Node]) -> list[list[Node]]:
     """Cut a sequence after every request that asked for no call."""
     told = any(node.kind == "tool" or node.span.finish_reason for node in nodes)
-    pieces: list[list[Node]] = []
-    done = True
-    tops = sorted(nodes, key=when)
-    for index, node in enumerate(tops):
-        if node.kind == "model" and node.within is None and done:
-            pieces.append([])
-        if not pieces:
+    ordered = sorted(nodes, key=when)
+    heads = [node for node in ordered if node.within is None]
+    before_request = {id(one) for one, after in pairwise(heads) if after.kind == "model"}
+    pieces: list[list[Node]] = [[]]
+    done = False
+    for node in ordered:
+        if done and node.kind == "model" and node.within is None:
             pieces.append([])
         pieces[-1].append(node)
         if node.within is None:
-            following = next((one for one in tops[index + 1 :] if one.within is None), None)
             done = (
                 told
                 and node.kind == "model"
                 and node.span.status == "ok"
                 and not asks(node.span)
-                and (following is None or following.kind == "model")
+                and id(node) in before_request
             )
     return pieces
 

@@ -8,8 +8,11 @@ spans it is given. A trace of which some spans have not come yet may be given as
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
@@ -176,29 +179,48 @@ def _scope(node: Node) -> Node | None:
     return holder if holder is not None and holder.kind == "agent" else None
 
 
+class _Before:
+    """The rounds of an agent by their starts, to find the last one before a time."""
+
+    def __init__(self, rounds: list[_Round]) -> None:
+        self.rounds = sorted(rounds, key=lambda one: one.began_ns)
+        self._starts = [one.began_ns for one in self.rounds]
+        ends = (one.requests[-1].span.ended_ns or 0 for one in self.rounds)
+        self._latest = list(accumulate(ends, max))
+
+    def at(self, time_ns: int) -> tuple[_Round, bool] | None:
+        """The round, and whether one before it was still being asked for when it began."""
+        index = bisect_right(self._starts, time_ns) - 1
+        if index < 0:
+            return None
+        return self.rounds[index], index > 0 and self._latest[index - 1] > self._starts[index]
+
+
 def _place(family: Family, rounds: list[_Round]) -> int:
     """Give every call to its round; returns how many could be of another."""
+    if not rounds:
+        return 0
     asked = {id_: one for one in rounds for id_, _ in one.asked if id_}
+    scopes: dict[int, list[_Round]] = defaultdict(list)
+    for one in rounds:
+        scopes[id(one.scope)].append(one)
+    before = {scope: _Before(some) for scope, some in scopes.items()}
+    whole = _Before(rounds)
     ambiguous = 0
     for tool in family.tools:
-        if not rounds:
-            break
         round_ = asked.get(tool.span.call_id)
         if round_ is None:
-            started_ns = tool.span.started_ns
+            found = None
             scope = _scope(tool)
-            before: list[_Round] = []
-            while not before:
-                before = [one for one in rounds if one.scope is scope and one.began_ns <= started_ns]
+            while found is None:
+                some = before.get(id(scope))
+                found = some.at(tool.span.started_ns) if some is not None else None
                 if scope is None:
                     break
                 scope = _scope(scope)
-            before = before or [one for one in rounds if one.began_ns <= started_ns]
-            round_ = max(before, key=lambda one: one.began_ns, default=rounds[0])
-            others = [one for one in before if one is not round_]
-            ambiguous += any(
-                (one.requests[-1].span.ended_ns or round_.began_ns) > round_.began_ns for one in others
-            )
+            found = found or whole.at(tool.span.started_ns) or (whole.rounds[0], False)
+            round_ = found[0]
+            ambiguous += found[1]
         round_.calls.append(tool)
     return ambiguous
 

@@ -477,5 +477,11 @@ def test_times(text: Any, expected: int | None):
     assert unix_ns(text) == expected
 
 
+def test_a_dialect_stands_for_a_scope_that_is_not_written_down():
+    assert span_of(raw({"openinference.span.kind": "LLM"})).scope == "openinference.span.kind"
+    assert span_of(raw(MODEL)).scope == "gen_ai.operation.name"
+    assert span_of(raw(MODEL, scope="s")).scope == "s"
+
+
 def test_nothing_is_known_of_nothing():
     assert tokens_of({}) == Tokens()
