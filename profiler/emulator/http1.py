@@ -182,6 +182,19 @@ class Server:
             connection.abort()
 
 
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+def _without_upgrade(exchange: Exchange) -> bytes:
+    """The head of a request that does not ask for another protocol; what it expected it has been told."""
+    query = b"" if exchange.query is None else b"?" + exchange.query
+    lines = [b"%b %b%b HTTP/1.1\r\n" % (exchange.method, exchange.path, query)]
+    left_out = (b"upgrade", b"connection", b"http2-settings", b"expect")
+    lines += [b"%b: %b\r\n" % one for one in exchange.headers.items() if one[0] not in left_out]
+    return b"".join(lines) + b"\r\n"
+
+
 class Connection(asyncio.Protocol):
     """Parses requests, queues them, writes their replies in order."""
 
@@ -222,12 +235,7 @@ class Connection(asyncio.Protocol):
             return
         waiting = len(self._queue)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing to upgrade to: the request is answered as it is, and the connection ends with it.
-            if self._queue:
-                self._queue[-1].keep_alive = False
-            self._closing = True
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or 400)
         # Counts a header line that does not end, which `on_header` never sees. (Where the queue has grown, a
@@ -244,6 +252,24 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         if waiting == 0:
             self._dispatch()
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                exchange = self._queue[-1]
+                if exchange.method == b"CONNECT" or not _has_body(exchange.headers):
+                    # Nothing to upgrade to: it is answered as it is, and the connection ends with it.
+                    exchange.keep_alive = False
+                    self._closing = True
+                    return
+                # The parser would leave out its body (a Java client asks for h2c so): it is read as if it had
+                # not asked.
+                self._queue.pop()
+                self._parser = httptools.HttpRequestParser(self)
+                data = _without_upgrade(exchange) + data[upgrade.args[0] :]
 
     def pause_writing(self) -> None:
         self._paused = True

@@ -500,3 +500,24 @@ def test_client_that_does_not_read_its_reply_is_swept_in_time() -> None:
     assert not connection.stuck_since(1 << 62)
     connection.close()  # the end of it may never be read
     assert connection.stuck_since(1 << 62)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("framing", "sent"),
+    [
+        (b"content-length: 5\r\n", b"hello"),
+        (b"transfer-encoding: chunked\r\n", b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"),
+    ],
+)
+def test_the_body_of_a_request_that_asks_for_http2_is_read(
+    at_once: bool, framing: bytes, sent: bytes
+) -> None:
+    connection, transport = connect(echo)
+    head = b"POST /a?b HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    request = head + b"HTTP2-Settings: AAEAAEAA\r\n" + framing + b"\r\n" + sent
+    for data in [request] if at_once else [request[n : n + 7] for n in range(0, len(request), 7)]:
+        connection.data_received(data)
+    assert bodies(transport.sent) == [b"/a|hello"]
+    connection.data_received(b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert bodies(transport.sent) == [b"/a|hello", b"/next|"]
