@@ -7,9 +7,9 @@ goes on with a conversation: a loop runs from the user's message to the answer.
 
 Some servers use an id for several calls, or send none. Then more than one loop may be meant, which is counted
 (`ambiguous_calls`). What else tells them apart decides: what the server remembers, which calls belong
-together, how long the history is, what the client says in headers, and the connection, as long as no client
-has been seen to use one for several loops. Where all that leaves more than one, the request begins a loop of
-its own.
+together, how long the history is, what the client says in headers, and the connection, where loops that were
+told apart by ids have been seen to stay on theirs: most clients share connections. Where all that leaves more
+than one, the request begins a loop of its own.
 
 A loop ends with an answer; else when nothing has come of it for some time.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ _CHANGED = frozenset((400, 404, 413, 415, 422))
 LONGEST_REPLY_NS = 3600 * 10**9
 
 MOST_OPEN = 10_000
+LEAST_STAYED = 3
+"""How often loops must have stayed on their connections before one tells a loop."""
 MOST_ROUNDS = 1_000
 """Of one loop; its first rounds are dropped when there are more."""
 MOST_REMEMBERED = 20_000
@@ -97,7 +99,10 @@ class Conversations:
         self._repeated: OrderedDict[str, None] = OrderedDict()  # ids that were used more than once
         self._connections: OrderedDict[int, Loop] = OrderedDict()
         self._holds: list[tuple[int, str]] = []
-        self._shared = False  # a client has been seen to use a connection for several loops at once
+        # Of clients with a key: how often a loop among others came again on its connection, or on another.
+        self._stayed: Counter[bytes] = Counter()
+        self._moved: Counter[bytes] = Counter()
+        self._told_by_ids = False
         self.begun = 0
 
     def __len__(self) -> int:
@@ -105,15 +110,21 @@ class Conversations:
 
     def asked(self, asked: Asked, started_ns: int, connection: int) -> Turn:
         """A request was made, at this time."""
+        self._told_by_ids = False
         round_ = self._place(asked, started_ns, connection)
         loop = round_.loop
+        if self._told_by_ids and len(self._open) > 1:
+            (self._stayed if loop.connection == connection else self._moved)[asked.key] += 1
+            if len(self._stayed) + len(self._moved) > MOST_REMEMBERED:
+                self._stayed.clear()
+                self._moved.clear()
         turn = Turn(round_, asked, started_ns)
         round_.turns.append(turn)
         loop.connection = connection
         self._touch(loop, started_ns)
         before = self._connections.get(connection)
         if before is not None and before is not loop and before.open and before.connection == connection:
-            self._shared = self._shared or not before.last.failed
+            self._moved[asked.key] += not before.last.failed
         self._connections[connection] = loop
         self._connections.move_to_end(connection)
         _bound(self._connections)
@@ -224,6 +235,7 @@ class Conversations:
         elif not waiting:
             waiting = [*found]
         if len(waiting) == 1 and not self._are_repeated(ids):
+            self._told_by_ids = waiting[0].waits
             return waiting[0], 1
         return self._one_of(waiting, asked, connection)
 
@@ -254,11 +266,12 @@ class Conversations:
         for name, mark in asked.marks.items():
             if len(found) > 1:
                 found = _narrowed(found, lambda one: one.loop.asked.marks.get(name) == mark)  # noqa: B023
-        if len(found) > 1 and not self._shared:
+        if len(found) > 1 and self._stayed[asked.key] >= LEAST_STAYED and not self._moved[asked.key]:
             found = _narrowed(found, lambda one: one.loop.connection == connection)
             if len(found) == 1:
                 self._doubt(BY_CONNECTION)
         if len(found) == 1:
+            self._told_by_ids = count == 1 and found[0].waits
             return found[0], count
         self._doubt(UNRESOLVED if found else UNKNOWN)
         return None, count
