@@ -99,7 +99,9 @@ def test_compressed_requests_are_read() -> None:
     assert len(record.rounds) == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"messages": 3}', b"\xff\xfe", gzip.compress(b"{}", mtime=0)])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"messages": 3}', b"\xff\xfe", gzip.compress(b"{}", mtime=0)]
+)
 def test_request_that_is_none_is_a_loop_all_the_same(body: bytes) -> None:
     traffic = Traffic()
     exchange = traffic.send("/v1/chat/completions", body, 0)
