@@ -19,7 +19,7 @@ from profiler.proxy.routes import Upstream
 from profiler.proxy.seen import Exchange, Outcome
 
 if TYPE_CHECKING:
-    from profiler.proxy.server import ClientConnection
+    from profiler.proxy.client import ClientConnection
     from profiler.proxy.upstream import UpstreamConnection
 
 _HARMLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
@@ -99,6 +99,7 @@ class Forward:
             if isinstance(own, Answer):
                 self._answer(*own)
             else:
+                self.watching.flush()  # a client sees in /metrics what it has done before
                 self.task = asyncio.get_running_loop().create_task(self._made(own))
             return
         assert self.upstream is not None

@@ -221,6 +221,13 @@ async def messages_loop(url: str) -> None:
         assert last.content[0].type == "text"
 
 
+async def asked(upstream: Upstream, count: int) -> None:
+    """Returns when so many requests have arrived there."""
+    async with asyncio.timeout(WAIT):
+        while upstream.asked < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def texts(folder: Path) -> list[str]:
     return [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
 
@@ -238,8 +245,11 @@ async def test_sdks_go_through_it_and_keys_are_nowhere(upstream: Upstream, tmp_p
         assert 'toolloop_proxy_requests_total{kind="model",status="2xx"} 6\n' in metrics
         assert await proxy.get("/healthz") == "ok\n"
         upstream.hold = asyncio.Event()  # never: an upstream that is cut, and what is said of it
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(chat_loop(proxy.url, False), 0.2)
+        leaving = asyncio.create_task(chat_loop(proxy.url, streamed=False))
+        await asked(upstream, 7)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
         assert await proxy.end() == 143
         loops = [one for one in proxy.loops() if one["status"] == "ok"]
         assert [len(one["rounds"]) for one in loops] == [2, 2, 2]
@@ -290,9 +300,7 @@ async def test_what_is_in_flight_when_it_is_told_to_end_is_finished(
     ):
         said: list = [{"role": "user", "content": "x"}]  # type: ignore[type-arg]
         reply = asyncio.create_task(client.chat.completions.create(model="m", messages=said))
-        async with asyncio.timeout(WAIT):
-            while not upstream.asked:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await asked(upstream, 1)
         ended = asyncio.create_task(proxy.end(number))
         await asyncio.sleep(0.1)
         assert not ended.done()
