@@ -132,7 +132,8 @@ def official() -> Iterator[str]:
     finally:
         process.kill()
         process.wait(timeout=60)
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 OFFICIAL = """
@@ -249,7 +250,8 @@ def other_server() -> Iterator[str]:
     finally:
         process.kill()
         process.wait(timeout=60)
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def test_fifty_agents_of_another_server_are_told_apart(tmp_path: Path) -> None:
@@ -291,7 +293,8 @@ def dialects() -> Iterator[str]:
     finally:
         process.kill()
         process.wait(timeout=60)
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def told(record: LoopRecord) -> list[Any]:

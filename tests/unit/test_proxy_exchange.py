@@ -267,7 +267,7 @@ def test_credential_that_a_server_sends_back_is_not_told(name: str) -> None:
 def test_draft_of_a_call_that_was_alone_makes_a_derived_call() -> None:
     traffic, agent = Traffic(), Agent("openai")
     drafts: list[Any] = []
-    traffic.observer._conversations._ended = drafts.append  # type: ignore[method-assign]
+    traffic.observer._conversations._ended = drafts.append
     traffic.respond(traffic.send(agent.path, agent.body, 0), reply("openai", CALLS), 100)
     agent.went_on(CALLS)
     traffic.respond(traffic.send(agent.path, agent.body, 350), reply("openai"), 400)
