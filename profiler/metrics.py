@@ -334,27 +334,32 @@ COLLECTOR_TABLE = tuple(
 )
 """What `profiler collect` shows of itself, beside the loops that it recorded."""
 
+
+# Of `profiler proxy` itself, which exposes them beside those of the loops that it sees.
+
 PROXY_REQUESTS = counter(
     "toolloop_proxy_requests_total",
-    "Forwarded requests that ended, by what they are for.",
+    "Forwarded requests that have ended, by what they were for, and by the class of their status (none: no "
+    "response came).",
     ("kind", "status"),
 )
 PROXY_EXCHANGES = counter("toolloop_proxy_exchanges_total", "Requests by how they ended.", ("outcome",))
 PROXY_IN_FLIGHT = gauge("toolloop_proxy_requests_in_flight", "Requests that are being forwarded.")
 PROXY_CLIENTS = gauge("toolloop_proxy_client_connections", "Connections of clients.")
-PROXY_UPSTREAMS = gauge("toolloop_proxy_upstream_connections", "Connections to upstreams.")
-PROXY_UPSTREAMS_MADE = counter(
+PROXY_UPSTREAM = gauge("toolloop_proxy_upstream_connections", "Connections to upstreams.")
+PROXY_UPSTREAM_MADE = counter(
     "toolloop_proxy_upstream_connections_made_total", "Connections made to upstreams."
 )
 PROXY_OPEN_LOOPS = gauge("toolloop_proxy_open_loops", "Loops that have not ended, or not for long.")
+PROXY_DOUBTS = counter(
+    "toolloop_proxy_doubts_total",
+    "Requests that may not be in the loop where they belong, or of which something was not seen.",
+    ("reason",),
+)
 PROXY_UNOBSERVED = counter(
-    "toolloop_proxy_unobserved_total", "Exchanges forwarded of which too little was read along, under load."
+    "toolloop_proxy_unobserved_total",
+    "Requests that were forwarded and of which too little was read along, under load.",
 )
-PROXY_DEFECTS = counter("toolloop_proxy_defects_total", "Failures of the reading along.")
+PROXY_DEFECTS = counter("toolloop_proxy_defects_total", "Failures of what reads along.")
 
-PROXY_TABLE = tuple(
-    value
-    for value in list(globals().values())
-    if isinstance(value, Metric) and value.name.startswith("toolloop_proxy_")
-)
-"""What `profiler proxy` shows of itself, beside the loops that it recorded."""
+PROXY = tuple(value for name, value in list(globals().items()) if name.startswith("PROXY_"))
