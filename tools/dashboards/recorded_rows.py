@@ -116,12 +116,14 @@ def _proxy() -> list[Panel]:
             "Proxy: how requests ended",
             "Who ends them? client gone: it gave up, or read no further. upstream gone: it died in between. "
             "Unobserved ones were forwarded and too little of them was read, since forwarding comes first: "
-            "their rounds are missing. Empty without profiler proxy.",
+            "their rounds are missing. Doubtful ones may be in another loop than their own. Empty without "
+            "profiler proxy.",
             "ops",
             {
                 "{{outcome}}": NOW.rate(metrics.PROXY_EXCHANGES, by="outcome"),
                 "unobserved": NOW.rate(metrics.PROXY_UNOBSERVED),
                 "failures of the reading": NOW.rate(metrics.PROXY_DEFECTS),
+                "doubtful: {{reason}}": NOW.rate(metrics.PROXY_DOUBTS, by="reason"),
             },
         ),
         _quarter(
