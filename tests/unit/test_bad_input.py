@@ -56,8 +56,10 @@ class Started(BaseException):
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from profiler.collector import server as collector
     from profiler.emulator import process, server
     from profiler.load import direct, experiment
+    from profiler.proxy import service
 
     def started(*_: Any, **__: Any) -> Any:
         raise Started
@@ -66,6 +68,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "_parser", lambda: PARSER)  # to build it takes longer than all the rest
     monkeypatch.setattr(process, "start_emulator", started)
     monkeypatch.setattr(server, "_run", lambda coroutine: (coroutine.close(), started()))
+    monkeypatch.setattr(collector, "run", started)
+    monkeypatch.setattr(service, "run", lambda coroutine: (coroutine.close(), started()))
     monkeypatch.setattr(experiment, "_locust", started)
     monkeypatch.setattr(direct, "connector", started)
     monkeypatch.setattr("webbrowser.open", lambda _: True)
@@ -238,6 +242,8 @@ def test_error_line_names_the_option(
         "trace": ["nowhere"],
         "dashboards": ["--out=there"],
         "scenario": ["--agent=nowhere:agent"],
+        "import": ["nowhere"],
+        "proxy": ["--upstream=http://127.0.0.1:1"],
         "mcp load": ["http://127.0.0.1:1/mcp"],
         "mcp tune": ["http://127.0.0.1:1/mcp"],
     }.get(command, [])

@@ -35,7 +35,7 @@ NOT_SHOWN: dict[str, str] = {}
 
 ADDED_BY_PROMETHEUS = {"job", "instance", "testid", "le"}
 
-EVERY = (*metrics.TABLE, *metrics.COLLECTOR_TABLE, *metrics.PROXY)
+EVERY = (*metrics.TABLE, *metrics.COLLECTOR_TABLE, *metrics.PROXY_TABLE)
 
 BY_NAME = {metric.name: metric for metric in EVERY}
 
