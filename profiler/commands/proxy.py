@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
         type=TEXT.argument,
         default="7d",
         metavar="LIMIT",
-        help="how much is kept: an age, a size, or both (7d, 2GB, 7d,2GB; default: 7d)",
+        help="remove its own oldest runs beyond an age, a size or both: 7d, 2GB or 7d,2GB (default: 7d)",
     )
     parser.add_argument(
         "--out",

@@ -49,7 +49,8 @@ WHOLE_SECONDS, WHOLE_BYTES = 86_400.0, 256_000_000
 MOST_WAITING = 64_000_000
 """Bytes of records that wait to be written; what comes while there are more is lost, and counted."""
 
-_AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SHOWN_AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_AGES = {**_SHOWN_AGES, "w": 604_800}
 _SIZES = {
     unit + letter + "b": base**power
     for power, unit in enumerate(("", "k", "m", "g", "t"))
@@ -113,7 +114,7 @@ class Keep:
         return ",".join(
             text
             for text in (
-                "" if self.seconds is None else _shown(self.seconds, _AGES),
+                "" if self.seconds is None else _shown(self.seconds, _SHOWN_AGES),
                 "" if self.bytes is None else _shown(self.bytes, _SIZES, str.upper),
             )
             if text
