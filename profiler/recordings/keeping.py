@@ -168,6 +168,10 @@ class KeptRuns:
         clock: Callable[[], float] = time.time,
     ) -> None:
         RunDirectory.check_parent(parent)
+        try:  # now, and not when the first loop has ended: a server would go on without writing anything
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{parent}: cannot make a run directory: {error.strerror}") from error
         self.path: Path | None = None
         self.records = self.lost = 0
         self._parent = Path(parent)

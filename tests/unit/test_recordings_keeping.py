@@ -138,12 +138,17 @@ def ids_of(path):
     return [one.id for one in RunDirectory.open(path).records()]
 
 
-def test_nothing_is_made_before_the_first_record(tmp_path):
+def test_no_run_is_made_before_the_first_record(tmp_path):
     runs = kept_runs(tmp_path / "runs")
     runs.count_read("otel", 3)
     runs.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "runs").iterdir()) == []
     assert runs.path is None
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_the_start():
+    with pytest.raises(RecordError, match="cannot make a run directory"):
+        kept_runs(Path("/proc/there/is/no/such"))
 
 
 def test_a_run_is_valid_while_it_grows_and_finished_at_the_end(tmp_path):
