@@ -21,7 +21,7 @@ where a request goes:
   --upstream /PATH=URL      what is below that path of the proxy, which is taken off
   --mcp-upstream URL        /mcp, and what is below it; --mcp-upstream /PATH=URL the same elsewhere
   The path of a URL stays in front of what is asked for; a version at its end (/v1) is not said twice.
-  /metrics, /healthz and what is below /profiler are the proxy's own."""
+  /metrics and /healthz, also as /profiler/metrics and /profiler/healthz, are the proxy's own."""
 
 
 def add(commands: Commands) -> None:
