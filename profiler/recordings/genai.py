@@ -257,7 +257,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
     if kind == "agent":
         common["agent"], common["name"] = _agent_name(raw, common["agent"])
         return Span(**common)
-    model = _first(attributes, _MODELS)
+    model = _first(attributes, _MODELS) or _named_model(raw.name)
     first_token_ns = _first_token(raw)
     tokens = tokens_of(attributes, raw.scope)
     return Span(
@@ -395,6 +395,12 @@ def _agent_name(raw: Raw, named: str) -> tuple[str, str]:
     if not name and attributes.get("langfuse.observation.type") == "agent":
         name = raw.name
     return name, title
+
+
+def _named_model(name: str) -> str:
+    """The model in a span's name as the conventions have it (`chat gpt-4.1`); "" in any other."""
+    word, _, rest = name.partition(" ")
+    return rest if _NAMES.get(word) == "model" and rest and " " not in rest else ""
 
 
 def _tool_name(name: str) -> str:

@@ -108,7 +108,7 @@ class _Import:
         self._origin_ns = MOST
         self._tally = Tally()
         self._resolution_ns = 1
-        self._clocks: set[int] = set()
+        self._clocks: set[str] = set()
         self._sources: set[str] = set()
         self._providers: set[str] = set()
         self._models: set[str] = set()
@@ -241,7 +241,7 @@ class _Import:
                 self._spool.call(call.key, number, position)
         self._tally += tally
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
-        self._clocks.add(hash(record.process))
+        self._clocks.update(draft.clocks or (record.process,))
         self._sources.add(record.source)
         if len(self._providers) < 2 and len(self._models) < 2:
             self._providers.add(record.provider)

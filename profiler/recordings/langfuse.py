@@ -24,7 +24,7 @@ from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, langfuse_tokens, parsed, provider_of
 from profiler.recordings.lines import again, rows
 from profiler.recordings.reading import NOT_JSON
-from profiler.recordings.span import Kind, Span, packed, unpacked
+from profiler.recordings.span import Kind, Span, below, packed, unpacked
 from profiler.recordings.spans import loops_of
 from profiler.records import ToolStatus
 
@@ -84,7 +84,7 @@ class Langfuse:
         spans = [unpacked(span) for _, _, span in kept]
         kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
-        apart = _below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
+        apart = below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
         named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
@@ -104,15 +104,6 @@ class Langfuse:
 
 def _is_json(beginning: bytes) -> bool:
     return beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
-
-
-def _below(roots: set[str], spans: Sequence[Span]) -> set[str]:
-    """The ids, and those of all spans below them: an evaluator's own requests are no part of a loop."""
-    found, grown = roots, True
-    while grown:
-        more = {span.id for span in spans if span.parent in found} - found
-        found, grown = found | more, bool(more)
-    return found
 
 
 def _is_call(span: Span, asked: set[str], models: Sequence[tuple[Span, list[str]]]) -> bool:
@@ -289,8 +280,6 @@ def _status(row: Mapping[str, Any]) -> tuple[ToolStatus, str | None]:
         return "ok", None
     said = _ERROR.match(text(_of(row, "status_message", "statusMessage")))
     error = None if said is None else said[1]
-    if error is not None and "Timeout" in error:
-        return "timeout", error
     return "error", error
 
 

@@ -21,12 +21,12 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, counted, provider_of, text_of, unix_ns
-from profiler.recordings.otlp import item_of
+from profiler.recordings.otlp import BEGINS, item_of
 from profiler.recordings.reading import values
-from profiler.recordings.span import Kind, Span, unpacked
+from profiler.recordings.span import Kind, Span, below, unpacked
 from profiler.recordings.spans import loops_of
 
-_HANDOFF = "handoff"
+_HANDOFF, _GUARDRAIL = "handoff", "guardrail"
 _KINDS: dict[str, Kind] = {
     "generation": "model",
     "response": "model",
@@ -46,9 +46,7 @@ class OpenAIAgents:
 
     def recognises(self, beginning: bytes, path: Path) -> bool:
         del path
-        return bool(
-            beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") and _RECOGNISED.search(beginning)
-        )
+        return bool(BEGINS.search(beginning) and _RECOGNISED.search(beginning))
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         """The spans of a file. Raises `RecordError` where there is none in it."""
@@ -78,6 +76,11 @@ class OpenAIAgents:
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         spans = [unpacked(item.data) for item in items]  # type: ignore[arg-type]
+        apart = {span.id for span in spans if span.kind == "other" and span.name == _GUARDRAIL}
+        inside = below(apart, spans) - apart
+        if inside:
+            yield Skipped("spans inside guardrails, which are no part of a loop", len(inside))
+        spans = [span for span in spans if span.id not in inside]
         yield from loops_of(_handed_over(spans), self.name, content)
 
 
@@ -96,6 +99,8 @@ def span_of(row: Mapping[str, Any], content: bool = False) -> Span | None:
     kind = _KINDS.get(type_, "other") if isinstance(type_, str) else "other"
     name = _text(data.get("name")) or _text(details.get("name")) or _text(type_)
     agent = name if type_ == "agent" else _text(details.get("agent_name"))
+    if type_ == _GUARDRAIL:
+        name = _GUARDRAIL
     if type_ == _HANDOFF:
         name, agent = _HANDOFF, _text(data.get("to_agent"))
     if kind == "agent" and type_ == "task":
@@ -163,7 +168,20 @@ def _handed_over(spans: list[Span]) -> list[Span]:
             giver = by_id.get(giver.parent)
         if taken is not None and giver is not None and giver.id != taken.id:
             result[taken.id] = replace(taken, parent=giver.id)
+            _outlast(result, taken)
     return list(result.values())
+
+
+def _outlast(spans: dict[str, Span], inner: Span) -> None:
+    """The agents above one that was handed over to go on until that one ends: together they are a loop."""
+    seen = {inner.id}
+    above = spans.get(spans[inner.id].parent)
+    while above is not None and above.id not in seen:
+        seen.add(above.id)
+        if above.kind == "agent" and above.ended_ns is not None:
+            ended_ns = None if inner.ended_ns is None else max(above.ended_ns, inner.ended_ns)
+            spans[above.id] = replace(above, ended_ns=ended_ns)
+        above = spans.get(above.parent)
 
 
 def _details(usage: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -91,3 +91,16 @@ def unpacked(values: Sequence[Any]) -> Span:
     values = list(values)
     values[_CALLS] = tuple((id_, name) for id_, name in values[_CALLS])
     return Span(*values)
+
+
+def below(roots: set[str], spans: Sequence[Span]) -> set[str]:
+    """The ids, and those of all spans below them: an evaluator's own requests are no part of a loop."""
+    children: dict[str, list[str]] = {}
+    for span in spans:
+        children.setdefault(span.parent, []).append(span.id)
+    found, waiting = set(roots), list(roots)
+    while waiting:
+        more = [one for one in children.get(waiting.pop(), ()) if one not in found]
+        found.update(more)
+        waiting += more
+    return found

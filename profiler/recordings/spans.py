@@ -84,13 +84,15 @@ def _loop(family: Family, source: str, content: bool) -> LoopDraft:
         key=when,
     )
     span = first.span
+    timed = [first, *family.models, *family.tools]
     rounds = _rounds(family)
     draft = LoopDraft(
         id=f"{span.trace}-{span.id}" if root is not None else f"{span.trace}-{span.id}-",
         source=source,
         name=_name(family),
         process=span.process,
-        resolution_ns=max(node.span.resolution_ns for node in [first, *family.models, *family.tools]),
+        clocks=tuple(sorted({node.span.clock or node.span.process for node in timed})),
+        resolution_ns=max(node.span.resolution_ns for node in timed),
         ambiguous_calls=_place(family, rounds),
         orphan_calls=family.orphans,
     )
@@ -227,9 +229,17 @@ def _place(family: Family, rounds: list[_Round]) -> int:
 
 def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
     left = round_.asked
+    places = {id_: place for place, (id_, _) in enumerate(left) if id_}
     calls = []
     unnamed = []
-    for node in round_.calls:
+    # In the order asked for, where that is told: clocks have no word on calls of one instant.
+    order = {
+        id(node): (places.get(node.span.call_id, len(places)), node.span.started_ns, node.span.id)
+        for node in round_.calls
+    }
+    if not all(node.span.call_id in places for node in round_.calls):
+        order = {key: (0, *rest) for key, (_, *rest) in order.items()}
+    for node in sorted(round_.calls, key=lambda node: order[id(node)]):
         call = _call(node, clock, content)
         calls.append(call)
         match = next((one for one in left if one[0] and one[0] == node.span.call_id), None)
@@ -241,7 +251,7 @@ def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
         match = next((one for one in left if one[1] == call.name), None)
         if match is not None:
             left.remove(match)
-    model = _model(round_)
+    model = _model(round_, clock)
     return RoundDraft(model, calls, unobserved=tuple(name for _, name in left))
 
 
@@ -261,20 +271,22 @@ def _call(node: Node, clock: str, content: bool) -> CallDraft:
     )
 
 
-def _model(round_: _Round) -> ModelDraft:
+def _model(round_: _Round, clock: str) -> ModelDraft:
     node = round_.requests[-1]
     span = node.span
     spans = [span, *(one.span for one in _inner(node))]
     answered = [span, *(one for one in spans[:0:-1] if one.status == "ok")]
     ended_ns = span.ended_ns
     derived: tuple[str, ...] = ()
+    if clock and span.clock and clock != span.clock:  # where it lies among the loop's other times is a guess
+        derived = ("started_ns", "ended_ns")
     inside = [
         tool.span.started_ns
         for tool in round_.calls
         if tool.within is node and ended_ns is not None and (tool.span.ended_ns or ended_ns + 1) <= ended_ns
     ]
     if inside:  # a span around a request and its calls: the request was over before the first of them
-        ended_ns, derived = min(inside), ("ended_ns",)
+        ended_ns, derived = min(inside), tuple(dict.fromkeys((*derived, "ended_ns")))
     tokens = next((one for one in answered if one.input_tokens is not None), None) or next(
         (one for one in answered if one.output_tokens is not None), span
     )
@@ -374,10 +386,17 @@ def _attempts(requests: list[Node]) -> tuple[Attempt, ...]:
             started_ns=one.started_ns,
             ended_ns=max(one.started_ns, one.ended_ns or one.started_ns),
             status=_status(one),
-            error_type=one.error_type if one.http_status is None else None,
+            error_type=_error(one),
         )
         for one in sorted(seen, key=lambda one: (one.started_ns, one.id))
     )
+
+
+def _error(span: Span) -> str | None:
+    """Why a try failed, where its status does not say it: one without a word is not to look like a good one."""
+    if span.http_status is not None or span.status == "ok":
+        return None
+    return span.error_type or span.status
 
 
 def _status(span: Span) -> int | None:
