@@ -196,7 +196,7 @@ class Collector:
     def _record(
         self, draft: LoopDraft, inside: Mapping[str, list[str]]
     ) -> tuple[LoopRecord, Tally, Collection[str]]:
-        """The record of a loop, the tally of its calls, and the clocks of its times. `inside`: the loops in each, by its id."""
+        """The record of a loop, the tally of its calls, its clocks. `inside`: loops in calls, by ids."""
         tally = Tally()
         record = record_of(draft, tally, self._origin_ns)
         if inside:

@@ -162,7 +162,8 @@ class _Thread:
             elif line.kind == RESULTS:
                 self._results(at_ns, *body)
             elif line.kind == PROMPT:
-                self._prompt(at_ns, *body, self._goes_on(lines[place + 1 : place + 1 + _LOOKED_AHEAD]))
+                ahead = lines[place + 1 : place + 1 + _LOOKED_AHEAD]
+                self._prompt(at_ns, *body, goes_on=self._goes_on(ahead))
             elif line.kind == COMMAND:
                 self._command_ns = self._input_ns = at_ns
             elif line.kind == SHOWN:
@@ -194,13 +195,14 @@ class _Thread:
             return False
         open_ = {call.id for call in loop.draft.rounds[-1].calls if call.ended_ns is None}
         for line in lines if open_ else ():
-            if line.kind == RESULTS and any(result[0] in open_ and result[1] == "ok" for result in line.body[0]):
+            back = [result for result in line.body[0] if result[0] in open_] if line.kind == RESULTS else []
+            if any(status != "cancelled" for _, status, *_ in back):
                 return True
             if line.kind in (STOP, COMMAND) or (line.kind == REPLY and line.body[0] not in self._rounds):
                 return False
         return False
 
-    def _prompt(self, at_ns: int, hash_: str, words: str | None, goes_on: bool) -> None:
+    def _prompt(self, at_ns: int, hash_: str, words: str | None, *, goes_on: bool) -> None:
         loop = self._loop
         if loop is not None and goes_on:
             self._input_ns = at_ns

@@ -335,7 +335,7 @@ class _Maker:
             else:
                 self._tally.exact += 1
         elif draft.own_ns is not None:
-            # A time that it was asked for bounds it; a derived one does not: calls start while replies stream.
+            # Only a time that was seen bounds it: calls start while replies still stream.
             earliest_ns = ready_ns if draft.asked_ns is not None else min(ready_ns, ended_ns)
             started_ns = max(ended_ns - draft.own_ns, earliest_ns)
             derived.append("started_ns")

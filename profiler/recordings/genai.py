@@ -55,8 +55,20 @@ _OPERATIONS: dict[str, Kind] = {
     "invoke_agent": "agent",
     "invoke_workflow": "agent",
 }
-_OPENINFERENCE: dict[str, Kind] = {"LLM": "model", "TOOL": "tool", "AGENT": "agent"}
-_LANGFUSE: dict[str, Kind] = {"generation": "model", "tool": "tool", "agent": "agent"}
+_OPENINFERENCE: dict[str, Kind] = {
+    "LLM": "model",
+    "TOOL": "tool",
+    "AGENT": "agent",
+    "GUARDRAIL": "apart",
+    "EVALUATOR": "apart",
+}
+_LANGFUSE: dict[str, Kind] = {
+    "generation": "model",
+    "tool": "tool",
+    "agent": "agent",
+    "guardrail": "apart",
+    "evaluator": "apart",
+}
 _TRACELOOP: dict[str, Kind] = {"workflow": "agent", "agent": "agent", "tool": "tool"}
 _LLM_REQUESTS: dict[str, Kind] = {"chat": "model", "completion": "model"}
 _NAMES: dict[str, Kind] = {
@@ -210,12 +222,12 @@ def span_of(raw: Raw, content: bool = False) -> Span:
     if attributes.get("logfire.span_type") == "pending_span":
         return _pending(raw)
     kind = kind_of(raw)
-    if kind == "other":
+    if kind in ("other", "apart"):
         return Span(
             raw.trace,
             raw.id,
             raw.parent,
-            "other",
+            kind,
             raw.name,
             raw.started_ns,
             raw.ended_ns,

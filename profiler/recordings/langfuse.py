@@ -84,11 +84,11 @@ class Langfuse:
         spans = [unpacked(span) for _, _, span in kept]
         kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
-        apart = below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
+        apart = below({(span.trace, span.id) for span in spans if kinds[span.id] in _APART}, spans)
         named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
-        spans = [span for span in spans if span.id not in apart]
+        spans = [span for span in spans if (span.trace, span.id) not in apart]
         models = [(span, named[span.id]) for span in spans if span.kind == "model"]
         yield from loops_of(
             [

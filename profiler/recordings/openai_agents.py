@@ -23,16 +23,17 @@ from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, counted, provider_of, text_of, unix_ns
 from profiler.recordings.otlp import BEGINS, item_of
 from profiler.recordings.reading import values
-from profiler.recordings.span import Kind, Span, below, unpacked
+from profiler.recordings.span import Kind, Span, unpacked
 from profiler.recordings.spans import loops_of
 
-_HANDOFF, _GUARDRAIL = "handoff", "guardrail"
+_HANDOFF = "handoff"
 _KINDS: dict[str, Kind] = {
     "generation": "model",
     "response": "model",
     "function": "tool",
     "agent": "agent",
     "task": "agent",
+    "guardrail": "apart",
 }
 _RECOGNISED = re.compile(rb'"object"\s*:\s*"trace(?:\.span)?"')
 _TICK_NS = 1000
@@ -76,11 +77,6 @@ class OpenAIAgents:
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         spans = [unpacked(item.data) for item in items]  # type: ignore[arg-type]
-        apart = {span.id for span in spans if span.kind == "other" and span.name == _GUARDRAIL}
-        inside = below(apart, spans) - apart
-        if inside:
-            yield Skipped("spans inside guardrails, which are no part of a loop", len(inside))
-        spans = [span for span in spans if span.id not in inside]
         yield from loops_of(_handed_over(spans), self.name, content)
 
 
@@ -99,8 +95,6 @@ def span_of(row: Mapping[str, Any], content: bool = False) -> Span | None:
     kind = _KINDS.get(type_, "other") if isinstance(type_, str) else "other"
     name = _text(data.get("name")) or _text(details.get("name")) or _text(type_)
     agent = name if type_ == "agent" else _text(details.get("agent_name"))
-    if type_ == _GUARDRAIL:
-        name = _GUARDRAIL
     if type_ == _HANDOFF:
         name, agent = _HANDOFF, _text(data.get("to_agent"))
     if kind == "agent" and type_ == "task":

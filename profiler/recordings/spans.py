@@ -17,10 +17,13 @@ from itertools import accumulate
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.span import Span as Span
+from profiler.recordings.span import below
 from profiler.recordings.span import packed as packed
 from profiler.recordings.span import unpacked as unpacked
 from profiler.recordings.span_trees import Family, Node, asks, families, when
 from profiler.records import Attempt, Status
+
+APART = "spans inside guardrails and evaluators, which are no part of a loop"
 
 _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 """Exceptions of the providers' SDKs that stand for one status."""
@@ -31,7 +34,8 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
 
     `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans
     have them."""
-    sorted_ = families(spans)
+    inside = below({(one.trace, one.id) for one in spans if one.kind == "apart"}, spans)
+    sorted_ = families([one for one in spans if (one.trace, one.id) not in inside])
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
     for family in sorted_.found:
@@ -44,6 +48,9 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
             draft.parent = drafts[id(parent)].id
         result.append(draft)
     result.sort(key=lambda one: (_began(one), one.id) if isinstance(one, LoopDraft) else (0, ""))
+    apart = sum((one.trace, one.id) in inside and one.kind in ("agent", "model", "tool") for one in spans)
+    if apart:
+        result.append(Skipped(APART, apart))
     if sorted_.repeated:
         result.append(Skipped("a second span of the same tool call", sorted_.repeated))
     if sorted_.alone:
@@ -233,13 +240,13 @@ def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
     calls = []
     unnamed = []
     # In the order asked for, where that is told: clocks have no word on calls of one instant.
-    order = {
-        id(node): (places.get(node.span.call_id, len(places)), node.span.started_ns, node.span.id)
-        for node in round_.calls
-    }
-    if not all(node.span.call_id in places for node in round_.calls):
-        order = {key: (0, *rest) for key, (_, *rest) in order.items()}
-    for node in sorted(round_.calls, key=lambda node: order[id(node)]):
+    told = all(node.span.call_id in places for node in round_.calls)
+
+    def order(node: Node) -> tuple[int, int, str]:
+        place = places[node.span.call_id] if told else 0
+        return place, node.span.started_ns, node.span.id
+
+    for node in sorted(round_.calls, key=order):
         call = _call(node, clock, content)
         calls.append(call)
         match = next((one for one in left if one[0] and one[0] == node.span.call_id), None)
@@ -393,7 +400,7 @@ def _attempts(requests: list[Node]) -> tuple[Attempt, ...]:
 
 
 def _error(span: Span) -> str | None:
-    """Why a try failed, where its status does not say it: one without a word is not to look like a good one."""
+    """Why a try failed, where no status says it; without a word it is not to look like a good one."""
     if span.http_status is not None or span.status == "ok":
         return None
     return span.error_type or span.status
