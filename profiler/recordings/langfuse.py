@@ -80,12 +80,12 @@ class Langfuse:
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         kept = [item.data for item in items if isinstance(item.data, list)]
-        asked = {name for _, names, _ in kept for name in names}
-        spans = [unpacked(span) for _, _, span in kept]
-        kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
+        asked = {name for _, names, offered, _ in kept for name in (*names, *offered)}
+        spans = [unpacked(span) for _, _, _, span in kept]
+        kinds = {span.id: kind for span, (kind, *_) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
         apart = below({(span.trace, span.id) for span in spans if kinds[span.id] in _APART}, spans)
-        named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
+        named = {span.id: names for span, (_, names, *_) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
         spans = [span for span in spans if (span.trace, span.id) not in apart]
@@ -173,7 +173,8 @@ def _csv(stream: BinaryIO, name: str) -> Iterator[tuple[dict[str, Any] | Skipped
 
 
 def _item(row: Mapping[str, Any], content: bool) -> Item | str:
-    """An observation as [its type, names of tools that its reply asked for, its span]; or why it is none."""
+    """An observation as [its type, names of tools that its reply asked for, of those that were offered, its
+    span]; or why it is none."""
     kind = text(row.get("type")).upper()
     if kind not in _KINDS and kind not in _MAYBE_TOOLS and kind not in _APART:
         return NO_OBSERVATION
@@ -213,14 +214,16 @@ def _item(row: Mapping[str, Any], content: bool) -> Item | str:
         "resolution_ns": _US_NS if _digits(began) > 3 else _MS_NS,
     }
     names: list[str] = []
+    offered: list[str] = []
     if span_kind == "model":
         common |= _request(row, started_ns, ended_ns)
         names = _names(row) + [name for _, name in common["calls"]]
+        offered = _offered(row)
     if content:
         told, said = as_text(_of(row, "input")), as_text(_of(row, "output"))
         common |= {"arguments": told, "result": said, "prompt": told, "text": said}
     version = time_ns(_of(row, "updated_at", "updatedAt")) or 0
-    return Item(trace, started_ns, [kind, names, packed(Span(**common))], id_, version)
+    return Item(trace, started_ns, [kind, names, offered, packed(Span(**common))], id_, version)
 
 
 def _request(row: Mapping[str, Any], started_ns: int, ended_ns: int | None) -> dict[str, Any]:
@@ -273,6 +276,19 @@ def _names(row: Mapping[str, Any]) -> list[str]:
     if isinstance(names, str):
         names = parsed(names) or parsed(names.replace("'", '"'))
     return [text(name) for name in names if text(name)] if isinstance(names, list) else []
+
+
+def _offered(row: Mapping[str, Any]) -> list[str]:
+    """The tools that a request offered, where its input or a column says so."""
+    told = _of(row, "tool_definitions", "toolDefinitions")
+    told = parsed(told) if isinstance(told, str) else told
+    if isinstance(told, dict):
+        return [name for name in told if isinstance(name, str)]
+    asked = row.get("input")
+    asked = mapping(parsed(asked) if isinstance(asked, str) and '"tools"' in asked else asked)
+    tools = objects(told if isinstance(told, list) else asked.get("tools"))
+    names = [text(one.get("name")) or text(mapping(one.get("function")).get("name")) for one in tools]
+    return [name for name in names if name]
 
 
 def _status(row: Mapping[str, Any]) -> tuple[ToolStatus, str | None]:
