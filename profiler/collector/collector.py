@@ -166,11 +166,11 @@ class Collector:
         if not records:
             self._journal.ended(traces)
         last = len(records) - 1
-        for number, (record, tally) in enumerate(records):
+        for number, (record, tally, clocks) in enumerate(records):
             self.loops += 1
             self.figures.count(metrics.COLLECTOR_LOOPS, ended.why)
             self._sink(record)
-            self._runs(record, tally, traces if number == last else None)
+            self._runs(record, tally, traces if number == last else None, clocks)
 
     def _drafts(self, spans: Sequence[Span]) -> list[LoopDraft]:
         drafts = []
@@ -193,8 +193,10 @@ class Collector:
                 self._runs.count_skipped(OF_NO_AGENT, len(spans))
         return drafts
 
-    def _record(self, draft: LoopDraft, inside: Mapping[str, list[str]]) -> tuple[LoopRecord, Tally]:
-        """The record of a loop, and the tally of its calls. `inside`: the loops in each, by its id."""
+    def _record(
+        self, draft: LoopDraft, inside: Mapping[str, list[str]]
+    ) -> tuple[LoopRecord, Tally, Collection[str]]:
+        """The record of a loop, the tally of its calls, its clocks. `inside`: loops in calls, by ids."""
         tally = Tally()
         record = record_of(draft, tally, self._origin_ns)
         if inside:
@@ -209,7 +211,7 @@ class Collector:
                 for round_ in record.rounds
             ]
             record = replace(record, rounds=tuple(rounds))
-        return record, tally
+        return record, tally, draft.clocks
 
     def _drop(self, reason: str, words: str, count: int) -> None:
         if count:

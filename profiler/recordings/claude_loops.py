@@ -34,6 +34,9 @@ _UNFINISHED = ("tool_use", "pause_turn")
 _TOGETHER_NS = 10_000_000_000
 """Messages without a reply between them were said together if no more than this lies between."""
 
+_LOOKED_AHEAD = 200
+"""Lines after one that was said while a call was open, in which the call may come back."""
+
 COPIED = "replies that are copies of another session's (resumed or forked)"
 
 
@@ -146,19 +149,21 @@ class _Thread:
         self._rounds: dict[str, tuple[_Loop, RoundDraft]] = {}
         self._calls: dict[str, tuple[_Loop, CallDraft]] = {}
         self._asked: dict[str, _Asked] = {}
+        self._early: dict[str, tuple[int, list[Any]]] = {}  # results of calls that were not asked for yet
         self._copied: set[int] = set()
         self._input_ns: int | None = None
         self._command_ns: int | None = None
 
     def follow(self, lines: Sequence[Line]) -> None:
-        for line in lines:
+        for place, line in enumerate(lines):
             at_ns, body = line.at_ns, line.body
             if line.kind == REPLY:
                 self._reply(at_ns, body)
             elif line.kind == RESULTS:
                 self._results(at_ns, *body)
             elif line.kind == PROMPT:
-                self._prompt(at_ns, *body)
+                ahead = lines[place + 1 : place + 1 + _LOOKED_AHEAD]
+                self._prompt(at_ns, *body, goes_on=self._goes_on(ahead))
             elif line.kind == COMMAND:
                 self._command_ns = self._input_ns = at_ns
             elif line.kind == SHOWN:
@@ -168,6 +173,7 @@ class _Thread:
             elif self._loop is not None:
                 self._broken(at_ns, line.kind, body)
         self._close()
+        self.alone += len(self._early)
         self._drop_copies()
 
     def _begin(self, started_ns: int | None) -> _Loop:
@@ -181,8 +187,26 @@ class _Thread:
         self._command_ns = None
         return self._loop
 
-    def _prompt(self, at_ns: int, hash_: str, words: str | None) -> None:
+    def _goes_on(self, lines: Sequence[Line]) -> bool:
+        """Whether a call that is open comes back, in these lines, before another reply: what was said
+        meanwhile steers its loop and begins none."""
         loop = self._loop
+        if loop is None or loop.stopped or not loop.draft.rounds:
+            return False
+        open_ = {call.id for call in loop.draft.rounds[-1].calls if call.ended_ns is None}
+        for line in lines if open_ else ():
+            back = [result for result in line.body[0] if result[0] in open_] if line.kind == RESULTS else []
+            if any(status != "cancelled" for _, status, *_ in back):
+                return True
+            if line.kind in (STOP, COMMAND) or (line.kind == REPLY and line.body[0] not in self._rounds):
+                return False
+        return False
+
+    def _prompt(self, at_ns: int, hash_: str, words: str | None, *, goes_on: bool) -> None:
+        loop = self._loop
+        if loop is not None and goes_on:
+            self._input_ns = at_ns
+            return
         if loop is None or loop.draft.rounds or loop.stopped or loop.failures or not self._just_said(at_ns):
             loop = self._begin(at_ns)
         else:
@@ -237,10 +261,13 @@ class _Thread:
             call = CallDraft(tool, id_ or f"{name}.{len(round_.calls)}", asked_ns=at_ns, arguments=arguments)
             call.wait = tool in WAITS
             round_.calls.append(call)
+            early = self._early.pop(call.id, None)
             self._calls[call.id] = loop, call
             if id(round_) not in self._copied:
                 self._asked[call.id] = _Asked(call, at_ns, hash_, kind)
                 self.asked.append(self._asked[call.id])
+            if early is not None:
+                self._results(early[0], [early[1]], False)
 
     def _model(self, loop: _Loop, at_ns: int, request: str, model: str) -> ModelDraft:
         """A request was sent when its last input was there, and the reply before it complete."""
@@ -266,10 +293,12 @@ class _Thread:
         return draft
 
     def _results(self, at_ns: int, results: list[list[Any]], stopped: bool) -> None:
-        for id_, status, error, refused, own_ns, agent, background, words in results:
+        for result in results:
+            id_, status, error, refused, own_ns, agent, background, words = result
             known = self._calls.get(id_)
-            if known is None:
-                self.alone += 1
+            if known is None:  # a clock that was set back, or of a call that is not in the recording
+                self.alone += id_ in self._early
+                self._early[id_] = at_ns, result
                 continue
             loop, call = known
             if call.ended_ns is not None:
@@ -282,7 +311,7 @@ class _Thread:
                 loop.returned_ns = max(loop.returned_ns, at_ns)
             if id_ in self._asked:
                 self._asked[id_].agent = agent
-            self._input_ns = at_ns
+            self._input_ns = max(at_ns, self._input_ns or 0)
         if stopped and self._loop is not None:
             self._loop.stopped = True
 

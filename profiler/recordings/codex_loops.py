@@ -127,6 +127,7 @@ class _Thread:
         self._turn: _Turn | None = None
         self._made = 0
         self._calls: dict[str, tuple[_Round, CallDraft]] = {}
+        self._early: dict[str, Line] = {}  # results of calls that were not asked for yet
         self._input_ns: int | None = None
         self._total: list[int | None] | None = None
         self._turns_told = self._users_told = False
@@ -150,8 +151,14 @@ class _Thread:
             elif line.kind == CALL:
                 id_, name, arguments = body
                 self._call(at_ns, id_, name, arguments, counted[place])
+                if early := self._early.pop(id_, None):
+                    self._return(early.at_ns, *early.body)
             elif line.kind == TOKENS:
                 self._tokens(at_ns, *body)
+            elif line.kind == RETURN and body[0] and body[0] not in self._calls:
+                # A clock that was set back, or of a call that is not in the recording.
+                self.counts[RESULT_ALONE] += body[0] in self._early
+                self._early[body[0]] = line
             elif line.kind == RETURN:
                 self._return(at_ns, *body)
             elif line.kind == END:
@@ -163,6 +170,7 @@ class _Thread:
             elif self._turn is not None:
                 self._finish(at_ns, line.kind, body)
         self._close()
+        self.counts[RESULT_ALONE] += len(self._early)
 
     def _own(self, lines: Sequence[Line]) -> list[Line]:
         """The lines from the thread's own first turn; sets what the thread is."""
@@ -307,7 +315,7 @@ class _Thread:
             return
         round_, call = known
         round_.returned = True
-        self._input_ns = at_ns
+        self._input_ns = max(at_ns, self._input_ns or 0)
         if self._turn is not None:
             self._turn.last_ns = max(self._turn.last_ns, at_ns)
         if agent:

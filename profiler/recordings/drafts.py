@@ -11,7 +11,8 @@ clock, whose zero the door chooses (Unix time, as a rule).
     call queued      nobody writes it down: its start (unknown)
     model started    as seen; else the latest input before its first output (derived, by the door)
     first token      as seen, never guessed
-    tokens           all input, cached included; None where unknown
+    tokens           all input, cached included; None where unknown, and where a recorder wrote 0 for it:
+                     nobody asks a model nothing
 
 Wall clocks step: what would end before it began lasts 0, and is counted.
 """
@@ -117,6 +118,7 @@ class RoundDraft:
 class LoopDraft:
     """A loop. `started_ns` and `ended_ns` None: the first start and the last end of what is in it (derived).
 
+    `clocks` are the machines or processes whose clocks its times are of; one of its `process` where empty.
     `spawned_by` is the `key` of the call in which it ran, of this file or another; `parent` the id of the
     loop, where only that is known.
     """
@@ -127,6 +129,7 @@ class LoopDraft:
     name: str = ""
     agent: str = ""
     process: str = ""
+    clocks: tuple[str, ...] = ()
     started_ns: int | None = None
     ended_ns: int | None = None
     status: Status = "ok"
@@ -255,6 +258,7 @@ class _Maker:
             ended_ns = min(calls, default=loop_ended_ns)
             derived.append("ended_ns")
         ended_ns = self._not_before(ended_ns, started_ns)
+        told = bool(draft.input_tokens or draft.output_tokens)
 
         def within(time_ns: int | None) -> int | None:
             """A time in the reply; None for one of another clock, or of another request."""
@@ -273,12 +277,12 @@ class _Maker:
             first_token_ns=within(draft.first_token_ns),
             first_output_ns=within(draft.first_output_ns),
             first_tool_call_ns=within(draft.first_tool_call_ns),
-            input_tokens=draft.input_tokens,
-            output_tokens=draft.output_tokens,
-            cached_tokens=draft.cached_tokens,
-            cache_written_tokens=draft.cache_written_tokens,
-            cache_written_1h_tokens=draft.cache_written_1h_tokens,
-            reasoning_tokens=draft.reasoning_tokens,
+            input_tokens=draft.input_tokens or None,
+            output_tokens=draft.output_tokens if told else None,
+            cached_tokens=draft.cached_tokens if told else None,
+            cache_written_tokens=draft.cache_written_tokens if told else None,
+            cache_written_1h_tokens=draft.cache_written_1h_tokens if told else None,
+            reasoning_tokens=draft.reasoning_tokens if told else None,
             attempts=tuple(self._attempt(one) for one in draft.attempts),
             server_tools=draft.server_tools,
             unreadable=draft.unreadable,
@@ -326,12 +330,14 @@ class _Maker:
                 derived.append("started_ns")
             self._tally.never_ended += 1
         elif started_ns is not None:
-            if "started_ns" in derived or "ended_ns" in derived:
+            if draft.ended_late or "started_ns" in derived or "ended_ns" in derived:
                 self._tally.derived += 1
             else:
                 self._tally.exact += 1
         elif draft.own_ns is not None:
-            started_ns = max(ended_ns - draft.own_ns, min(ready_ns, ended_ns))
+            # Only a time that was seen bounds it: calls start while replies still stream.
+            earliest_ns = ready_ns if draft.asked_ns is not None else min(ready_ns, ended_ns)
+            started_ns = max(ended_ns - draft.own_ns, earliest_ns)
             derived.append("started_ns")
             self._tally.derived += 1
         else:

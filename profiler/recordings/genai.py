@@ -55,8 +55,20 @@ _OPERATIONS: dict[str, Kind] = {
     "invoke_agent": "agent",
     "invoke_workflow": "agent",
 }
-_OPENINFERENCE: dict[str, Kind] = {"LLM": "model", "TOOL": "tool", "AGENT": "agent"}
-_LANGFUSE: dict[str, Kind] = {"generation": "model", "tool": "tool", "agent": "agent"}
+_OPENINFERENCE: dict[str, Kind] = {
+    "LLM": "model",
+    "TOOL": "tool",
+    "AGENT": "agent",
+    "GUARDRAIL": "apart",
+    "EVALUATOR": "apart",
+}
+_LANGFUSE: dict[str, Kind] = {
+    "generation": "model",
+    "tool": "tool",
+    "agent": "agent",
+    "guardrail": "apart",
+    "evaluator": "apart",
+}
 _TRACELOOP: dict[str, Kind] = {"workflow": "agent", "agent": "agent", "tool": "tool"}
 _LLM_REQUESTS: dict[str, Kind] = {"chat": "model", "completion": "model"}
 _NAMES: dict[str, Kind] = {
@@ -210,12 +222,12 @@ def span_of(raw: Raw, content: bool = False) -> Span:
     if attributes.get("logfire.span_type") == "pending_span":
         return _pending(raw)
     kind = kind_of(raw)
-    if kind == "other":
+    if kind in ("other", "apart"):
         return Span(
             raw.trace,
             raw.id,
             raw.parent,
-            "other",
+            kind,
             raw.name,
             raw.started_ns,
             raw.ended_ns,
@@ -257,7 +269,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
     if kind == "agent":
         common["agent"], common["name"] = _agent_name(raw, common["agent"])
         return Span(**common)
-    model = _first(attributes, _MODELS)
+    model = _first(attributes, _MODELS) or _named_model(raw.name)
     first_token_ns = _first_token(raw)
     tokens = tokens_of(attributes, raw.scope)
     return Span(
@@ -395,6 +407,12 @@ def _agent_name(raw: Raw, named: str) -> tuple[str, str]:
     if not name and attributes.get("langfuse.observation.type") == "agent":
         name = raw.name
     return name, title
+
+
+def _named_model(name: str) -> str:
+    """The model in a span's name as the conventions have it (`chat gpt-4.1`); "" in any other."""
+    word, _, rest = name.partition(" ")
+    return rest if _NAMES.get(word) == "model" and rest and " " not in rest else ""
 
 
 def _tool_name(name: str) -> str:

@@ -108,7 +108,7 @@ class _Import:
         self._origin_ns = MOST
         self._tally = Tally()
         self._resolution_ns = 1
-        self._clocks: set[int] = set()
+        self._clocks: set[str] = set()
         self._sources: set[str] = set()
         self._providers: set[str] = set()
         self._models: set[str] = set()
@@ -241,7 +241,7 @@ class _Import:
                 self._spool.call(call.key, number, position)
         self._tally += tally
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
-        self._clocks.add(hash(record.process))
+        self._clocks.update(draft.clocks or (record.process,))
         self._sources.add(record.source)
         if len(self._providers) < 2 and len(self._models) < 2:
             self._providers.add(record.provider)
@@ -371,7 +371,7 @@ def without_repeats(items: Sequence[tuple[int, Item]]) -> tuple[list[Item], int]
     Of those with one id the one of the largest version counts, else the first. Those without an id are
     repeats where another file has the same: such count as often as the file has it that has it most often.
     """
-    best: dict[str, int] = {}
+    best: dict[tuple[str, str], int] = {}
     unnamed: dict[bytes, dict[int, int]] = {}
     kept: list[Item | None] = []
     for file, item in items:
@@ -382,15 +382,17 @@ def without_repeats(items: Sequence[tuple[int, Item]]) -> tuple[list[Item], int]
             if times[file] > most:
                 kept.append(item)
             continue
-        before = best.get(item.id)
+        # Groups may have been joined: a span's id names it in its trace.
+        name = item.group, item.id
+        before = best.get(name)
         if before is None:
-            best[item.id] = len(kept)
+            best[name] = len(kept)
             kept.append(item)
             continue
         other = kept[before]
         if other is None or item.version > other.version:
             kept[before] = None
-            best[item.id] = len(kept)
+            best[name] = len(kept)
             kept.append(item)
     once = [item for item in kept if item is not None]
     return once, len(items) - len(once)

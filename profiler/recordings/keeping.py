@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -59,7 +59,7 @@ _SIZES = {
 }
 _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]{1,3})", re.IGNORECASE)
 
-_MOST_PROCESSES = 1_000
+_MOST_CLOCKS = 1_000
 _ID = b'{"id":"'
 
 _log = logging.getLogger(__name__)
@@ -195,8 +195,14 @@ class KeptRuns:
         self._thread: threading.Thread | None = None
         at_exit(self.close)
 
-    def __call__(self, record: LoopRecord, tally: Tally | None = None, token: object = None) -> None:
-        """Write a record; `tally` counts its own calls (`drafts.record_of`)."""
+    def __call__(
+        self,
+        record: LoopRecord,
+        tally: Tally | None = None,
+        token: object = None,
+        clocks: Collection[str] = (),
+    ) -> None:
+        """Write a record; `tally` counts its own calls (`drafts.record_of`), `clocks` are its draft's."""
         try:
             text = encode(record)
             decode(text)  # what is written can be read
@@ -204,7 +210,7 @@ class KeptRuns:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return
-        line = _Line(text + b"\n", record, tally, token)
+        line = _Line(text + b"\n", record, tally, token, clocks or (record.process,))
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
@@ -342,7 +348,7 @@ class KeptRuns:
             dict(current.skipped),
             **asdict(current.tally),
             resolution_ns=current.resolution_ns,
-            clocks=max(1, len(current.processes)),
+            clocks=max(1, len(current.clocks)),
             notes=notes,
         )
         current.directory.save(
@@ -417,6 +423,7 @@ class _Line(NamedTuple):
     record: LoopRecord
     tally: Tally | None
     token: object
+    clocks: Collection[str]
 
 
 @dataclass(slots=True)
@@ -445,7 +452,7 @@ class _Current:
     skipped: Counter[str] = field(default_factory=Counter)
     providers: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
-    processes: set[str] = field(default_factory=set)
+    clocks: set[str] = field(default_factory=set)
     resolution_ns: int = 1
 
     def take(self, line: _Line) -> None:
@@ -457,10 +464,11 @@ class _Current:
         for known, one, most in (
             (self.providers, record.provider, 2),
             (self.models, record.model, 2),
-            (self.processes, record.process, _MOST_PROCESSES),
         ):
             if len(known) < most:
                 known.add(one)
+        if len(self.clocks) < _MOST_CLOCKS:
+            self.clocks.update(line.clocks)
         self.resolution_ns = max(self.resolution_ns, record.resolution_ns)
 
 

@@ -24,7 +24,7 @@ from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, langfuse_tokens, parsed, provider_of
 from profiler.recordings.lines import again, rows
 from profiler.recordings.reading import NOT_JSON
-from profiler.recordings.span import Kind, Span, packed, unpacked
+from profiler.recordings.span import Kind, Span, below, packed, unpacked
 from profiler.recordings.spans import loops_of
 from profiler.records import ToolStatus
 
@@ -80,15 +80,15 @@ class Langfuse:
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         kept = [item.data for item in items if isinstance(item.data, list)]
-        asked = {name for _, names, _ in kept for name in names}
-        spans = [unpacked(span) for _, _, span in kept]
-        kinds = {span.id: kind for span, (kind, _, _) in zip(spans, kept, strict=True)}
+        asked = {name for _, names, offered, _ in kept for name in (*names, *offered)}
+        spans = [unpacked(span) for _, _, _, span in kept]
+        kinds = {span.id: kind for span, (kind, *_) in zip(spans, kept, strict=True)}
         asked |= {span.name for span in spans if span.kind == "tool"}
-        apart = _below({id_ for id_, kind in kinds.items() if kind in _APART}, spans)
-        named = {span.id: names for span, (_, names, _) in zip(spans, kept, strict=True)}
+        apart = below({(span.trace, span.id) for span in spans if kinds[span.id] in _APART}, spans)
+        named = {span.id: names for span, (_, names, *_) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
-        spans = [span for span in spans if span.id not in apart]
+        spans = [span for span in spans if (span.trace, span.id) not in apart]
         models = [(span, named[span.id]) for span in spans if span.kind == "model"]
         yield from loops_of(
             [
@@ -104,15 +104,6 @@ class Langfuse:
 
 def _is_json(beginning: bytes) -> bool:
     return beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
-
-
-def _below(roots: set[str], spans: Sequence[Span]) -> set[str]:
-    """The ids, and those of all spans below them: an evaluator's own requests are no part of a loop."""
-    found, grown = roots, True
-    while grown:
-        more = {span.id for span in spans if span.parent in found} - found
-        found, grown = found | more, bool(more)
-    return found
 
 
 def _is_call(span: Span, asked: set[str], models: Sequence[tuple[Span, list[str]]]) -> bool:
@@ -182,7 +173,8 @@ def _csv(stream: BinaryIO, name: str) -> Iterator[tuple[dict[str, Any] | Skipped
 
 
 def _item(row: Mapping[str, Any], content: bool) -> Item | str:
-    """An observation as [its type, names of tools that its reply asked for, its span]; or why it is none."""
+    """An observation as [its type, names of tools that its reply asked for, of those that were offered, its
+    span]; or why it is none."""
     kind = text(row.get("type")).upper()
     if kind not in _KINDS and kind not in _MAYBE_TOOLS and kind not in _APART:
         return NO_OBSERVATION
@@ -222,14 +214,16 @@ def _item(row: Mapping[str, Any], content: bool) -> Item | str:
         "resolution_ns": _US_NS if _digits(began) > 3 else _MS_NS,
     }
     names: list[str] = []
+    offered: list[str] = []
     if span_kind == "model":
         common |= _request(row, started_ns, ended_ns)
         names = _names(row) + [name for _, name in common["calls"]]
+        offered = _offered(row)
     if content:
         told, said = as_text(_of(row, "input")), as_text(_of(row, "output"))
         common |= {"arguments": told, "result": said, "prompt": told, "text": said}
     version = time_ns(_of(row, "updated_at", "updatedAt")) or 0
-    return Item(trace, started_ns, [kind, names, packed(Span(**common))], id_, version)
+    return Item(trace, started_ns, [kind, names, offered, packed(Span(**common))], id_, version)
 
 
 def _request(row: Mapping[str, Any], started_ns: int, ended_ns: int | None) -> dict[str, Any]:
@@ -284,13 +278,24 @@ def _names(row: Mapping[str, Any]) -> list[str]:
     return [text(name) for name in names if text(name)] if isinstance(names, list) else []
 
 
+def _offered(row: Mapping[str, Any]) -> list[str]:
+    """The tools that a request offered, where its input or a column says so."""
+    told = _of(row, "tool_definitions", "toolDefinitions")
+    told = parsed(told) if isinstance(told, str) else told
+    if isinstance(told, dict):
+        return [name for name in told if isinstance(name, str)]
+    asked = row.get("input")
+    asked = mapping(parsed(asked) if isinstance(asked, str) and '"tools"' in asked else asked)
+    tools = objects(told if isinstance(told, list) else asked.get("tools"))
+    names = [text(one.get("name")) or text(mapping(one.get("function")).get("name")) for one in tools]
+    return [name for name in names if name]
+
+
 def _status(row: Mapping[str, Any]) -> tuple[ToolStatus, str | None]:
     if text(row.get("level")).upper() != "ERROR":
         return "ok", None
     said = _ERROR.match(text(_of(row, "status_message", "statusMessage")))
     error = None if said is None else said[1]
-    if error is not None and "Timeout" in error:
-        return "timeout", error
     return "error", error
 
 

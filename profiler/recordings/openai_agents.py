@@ -21,7 +21,7 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai_replies import calls_of, counted, provider_of, text_of, unix_ns
-from profiler.recordings.otlp import item_of
+from profiler.recordings.otlp import BEGINS, item_of
 from profiler.recordings.reading import values
 from profiler.recordings.span import Kind, Span, unpacked
 from profiler.recordings.spans import loops_of
@@ -33,6 +33,7 @@ _KINDS: dict[str, Kind] = {
     "function": "tool",
     "agent": "agent",
     "task": "agent",
+    "guardrail": "apart",
 }
 _RECOGNISED = re.compile(rb'"object"\s*:\s*"trace(?:\.span)?"')
 _TICK_NS = 1000
@@ -46,9 +47,7 @@ class OpenAIAgents:
 
     def recognises(self, beginning: bytes, path: Path) -> bool:
         del path
-        return bool(
-            beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") and _RECOGNISED.search(beginning)
-        )
+        return bool(BEGINS.search(beginning) and _RECOGNISED.search(beginning))
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         """The spans of a file. Raises `RecordError` where there is none in it."""
@@ -163,7 +162,20 @@ def _handed_over(spans: list[Span]) -> list[Span]:
             giver = by_id.get(giver.parent)
         if taken is not None and giver is not None and giver.id != taken.id:
             result[taken.id] = replace(taken, parent=giver.id)
+            _outlast(result, taken)
     return list(result.values())
+
+
+def _outlast(spans: dict[str, Span], inner: Span) -> None:
+    """The agents above one that was handed over to go on until that one ends: together they are a loop."""
+    seen = {inner.id}
+    above = spans.get(spans[inner.id].parent)
+    while above is not None and above.id not in seen:
+        seen.add(above.id)
+        if above.kind == "agent" and above.ended_ns is not None:
+            ended_ns = None if inner.ended_ns is None else max(above.ended_ns, inner.ended_ns)
+            spans[above.id] = replace(above, ended_ns=ended_ns)
+        above = spans.get(above.parent)
 
 
 def _details(usage: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -112,7 +112,8 @@ _MARKS = (
     rb'"data"\s*:\s*\[\s*\{\s*"traceID"\s*:',
 )
 _RECOGNISED = re.compile(b"|".join(_MARKS))
-_BEGINS = re.compile(rb"\s*\[?\s*\{")
+BEGINS = re.compile(rb"^[ \t]*\[?\s*\{", re.MULTILINE)
+"""On a line of its own: a program may have printed other things before its spans."""
 
 
 class Otlp:
@@ -124,7 +125,7 @@ class Otlp:
     def recognises(self, beginning: bytes, path: Path) -> bool:
         del path
         beginning = beginning.removeprefix(b"\xef\xbb\xbf")
-        return bool(_BEGINS.match(beginning) and _RECOGNISED.search(beginning))
+        return bool(BEGINS.search(beginning) and _RECOGNISED.search(beginning))
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         """The spans of a file. Raises `RecordError` where there is none, nor anything like one, in it."""

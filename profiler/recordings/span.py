@@ -1,12 +1,13 @@
 """A span of an agent, whatever wrote it; `profiler.recordings.spans` makes loops of them.
 
 `Span` is what every tracing convention comes down to (`genai.span_of` for OpenTelemetry's attributes; a
-format of its own makes them itself). Only five kinds matter:
+format of its own makes them itself). Only these kinds matter:
 
     agent   an agent, a workflow, a runner: the loop, or a part of it
     model   one request to a model
     tool    one call that a model asked for
     http    an HTTP request of a client; below a model span, an attempt of it
+    apart   a guardrail, an evaluator: it is no part of a loop, nor is anything below it
     other   anything else: it counts only as the parent of others (one that has no GenAI span below it may be
             left out)
 
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from profiler.records import ToolStatus
 
-Kind = Literal["agent", "model", "tool", "http", "other"]
+Kind = Literal["agent", "model", "tool", "http", "apart", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +92,18 @@ def unpacked(values: Sequence[Any]) -> Span:
     values = list(values)
     values[_CALLS] = tuple((id_, name) for id_, name in values[_CALLS])
     return Span(*values)
+
+
+def below(roots: set[tuple[str, str]], spans: Sequence[Span]) -> set[tuple[str, str]]:
+    """The (trace, id) of some spans, and of all below them."""
+    if not roots:
+        return set()
+    children: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for span in spans:
+        children.setdefault((span.trace, span.parent), []).append((span.trace, span.id))
+    found, waiting = set(roots), list(roots)
+    while waiting:
+        more = [one for one in children.get(waiting.pop(), ()) if one not in found]
+        found.update(more)
+        waiting += more
+    return found

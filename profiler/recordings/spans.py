@@ -17,10 +17,13 @@ from itertools import accumulate
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.span import Span as Span
+from profiler.recordings.span import below
 from profiler.recordings.span import packed as packed
 from profiler.recordings.span import unpacked as unpacked
 from profiler.recordings.span_trees import Family, Node, asks, families, when
 from profiler.records import Attempt, Status
+
+APART = "spans inside guardrails and evaluators, which are no part of a loop"
 
 _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 """Exceptions of the providers' SDKs that stand for one status."""
@@ -31,7 +34,8 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
 
     `source` is `LoopRecord.source`. `content`: keep arguments, results, prompt and answer, where the spans
     have them."""
-    sorted_ = families(spans)
+    inside = below({(one.trace, one.id) for one in spans if one.kind == "apart"}, spans)
+    sorted_ = families([one for one in spans if (one.trace, one.id) not in inside])
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
     for family in sorted_.found:
@@ -44,6 +48,9 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
             draft.parent = drafts[id(parent)].id
         result.append(draft)
     result.sort(key=lambda one: (_began(one), one.id) if isinstance(one, LoopDraft) else (0, ""))
+    apart = sum((one.trace, one.id) in inside and one.kind in ("agent", "model", "tool") for one in spans)
+    if apart:
+        result.append(Skipped(APART, apart))
     if sorted_.repeated:
         result.append(Skipped("a second span of the same tool call", sorted_.repeated))
     if sorted_.alone:
@@ -84,13 +91,15 @@ def _loop(family: Family, source: str, content: bool) -> LoopDraft:
         key=when,
     )
     span = first.span
+    timed = [first, *family.models, *family.tools]
     rounds = _rounds(family)
     draft = LoopDraft(
         id=f"{span.trace}-{span.id}" if root is not None else f"{span.trace}-{span.id}-",
         source=source,
         name=_name(family),
         process=span.process,
-        resolution_ns=max(node.span.resolution_ns for node in [first, *family.models, *family.tools]),
+        clocks=tuple(sorted({node.span.clock or node.span.process for node in timed})),
+        resolution_ns=max(node.span.resolution_ns for node in timed),
         ambiguous_calls=_place(family, rounds),
         orphan_calls=family.orphans,
     )
@@ -227,9 +236,17 @@ def _place(family: Family, rounds: list[_Round]) -> int:
 
 def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
     left = round_.asked
+    places = {id_: place for place, (id_, _) in enumerate(left) if id_}
     calls = []
     unnamed = []
-    for node in round_.calls:
+    # In the order asked for, where that is told: clocks have no word on calls of one instant.
+    told = all(node.span.call_id in places for node in round_.calls)
+
+    def order(node: Node) -> tuple[int, int, str]:
+        place = places[node.span.call_id] if told else 0
+        return place, node.span.started_ns, node.span.id
+
+    for node in sorted(round_.calls, key=order):
         call = _call(node, clock, content)
         calls.append(call)
         match = next((one for one in left if one[0] and one[0] == node.span.call_id), None)
@@ -241,7 +258,7 @@ def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
         match = next((one for one in left if one[1] == call.name), None)
         if match is not None:
             left.remove(match)
-    model = _model(round_)
+    model = _model(round_, clock)
     return RoundDraft(model, calls, unobserved=tuple(name for _, name in left))
 
 
@@ -261,20 +278,22 @@ def _call(node: Node, clock: str, content: bool) -> CallDraft:
     )
 
 
-def _model(round_: _Round) -> ModelDraft:
+def _model(round_: _Round, clock: str) -> ModelDraft:
     node = round_.requests[-1]
     span = node.span
     spans = [span, *(one.span for one in _inner(node))]
     answered = [span, *(one for one in spans[:0:-1] if one.status == "ok")]
     ended_ns = span.ended_ns
     derived: tuple[str, ...] = ()
+    if clock and span.clock and clock != span.clock:  # where it lies among the loop's other times is a guess
+        derived = ("started_ns", "ended_ns")
     inside = [
         tool.span.started_ns
         for tool in round_.calls
         if tool.within is node and ended_ns is not None and (tool.span.ended_ns or ended_ns + 1) <= ended_ns
     ]
     if inside:  # a span around a request and its calls: the request was over before the first of them
-        ended_ns, derived = min(inside), ("ended_ns",)
+        ended_ns, derived = min(inside), tuple(dict.fromkeys((*derived, "ended_ns")))
     tokens = next((one for one in answered if one.input_tokens is not None), None) or next(
         (one for one in answered if one.output_tokens is not None), span
     )
@@ -374,10 +393,17 @@ def _attempts(requests: list[Node]) -> tuple[Attempt, ...]:
             started_ns=one.started_ns,
             ended_ns=max(one.started_ns, one.ended_ns or one.started_ns),
             status=_status(one),
-            error_type=one.error_type if one.http_status is None else None,
+            error_type=_error(one),
         )
         for one in sorted(seen, key=lambda one: (one.started_ns, one.id))
     )
+
+
+def _error(span: Span) -> str | None:
+    """Why a try failed, where no status says it; without a word it is not to look like a good one."""
+    if span.http_status is not None or span.status == "ok":
+        return None
+    return span.error_type or span.status
 
 
 def _status(span: Span) -> int | None:

@@ -337,6 +337,11 @@ def ticks(nanoseconds: int) -> str:
 def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
     if not figures.loops:
         return
+    if recording is not None and recording.clocks > 1:
+        yield (
+            f"how times of different machines lay to each other: they are of {recording.clocks} clocks, "
+            "which may differ, and the overlap of calls on several of them is no more than a guess"
+        )
     sampled = recording.sampled if recording else None
     if figures.in_turn.rounds or figures.overlapped.rounds:
         yield (

@@ -539,3 +539,30 @@ def test_the_order_of_the_lines_is_of_no_account(draw):
 def of_rows(rows):
     found = read(ClaudeCode(), jsonl(rows))
     return records(found.drafts, ZERO_NS), found.skipped, found.notes
+
+
+def test_a_result_older_than_its_call_is_that_calls_all_the_same():
+    session = Session().user(0, "go").reply(1000, "m1", use("c1")).result(900, "c1").reply(2000, "m2", said())
+    found, (loop,) = of(session)
+    (call,) = loop.rounds[0].tool_calls
+    assert ms(call.started_ns, call.ended_ns, call.duration_ns) == [1000, 1000, 0]
+    assert call.ended
+    assert loop.status == "ok"
+    assert RESULT_ALONE not in found.skipped
+
+
+def test_what_is_said_while_a_call_is_open_steers_its_loop():
+    session = Session().user(0, "go").reply(1000, "m1", use("c1")).user(1500, "also this")
+    session.result(2000, "c1").reply(3000, "m2", said()).user(9000, "another").reply(9500, "m3", said())
+    _, (loop, after) = of(session)
+    assert (loop.status, *ms(loop.started_ns, loop.ended_ns)) == ("ok", 0, 3000)
+    assert ms(loop.rounds[1].model.started_ns) == [2000]
+    assert ms(after.started_ns) == [9000]
+
+
+def test_what_is_said_after_a_call_that_never_came_back_begins_a_loop():
+    session = Session().user(0, "go").reply(1000, "m1", use("c1")).user(30_000, "still there?")
+    session.reply(31_000, "m2", said())
+    _, (broken, after) = of(session)
+    assert (broken.status, *ms(broken.ended_ns)) == ("cancelled", 1000)
+    assert (after.status, *ms(after.started_ns, after.ended_ns)) == ("ok", 30_000, 31_000)

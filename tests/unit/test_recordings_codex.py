@@ -493,3 +493,11 @@ def test_the_order_of_the_lines_after_the_first_is_of_no_account(draw):
     draw.shuffle(rest)
     found = read(Codex(), jsonl([first, *rest]))
     assert records(found.drafts, ZERO_NS) == of(run)[1]
+
+
+def test_a_result_older_than_its_call_is_that_calls_all_the_same():
+    run = Rollout().start(100).call(3000, "c1").tokens(3100).back(2900, "c1", wall(0.5))
+    _, (loop,) = of(run.say(6000).tokens(6100, 150).end(6200))
+    (call,) = loop.rounds[0].tool_calls
+    assert ms(call.started_ns, call.ended_ns, call.duration_ns) == [3000, 3000, 0]
+    assert (call.ended, call.status, len(loop.rounds)) == (True, "ok", 2)

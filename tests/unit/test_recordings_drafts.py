@@ -82,3 +82,32 @@ def test_times_of_the_loop_are_those_of_its_parts_where_nothing_says_more():
     assert (record.started_ns, record.ended_ns) == (1000 * MS, 1600 * MS)
     assert record.derived == ("started_ns", "ended_ns")
     assert (record.source, record.strategy, record.provider) == ("test", "recorded", "openai")
+
+
+def test_an_own_duration_that_ended_before_it_was_asked_for_is_counted():
+    call, tally = only_call(CallDraft("f", "c", asked_ns=1600 * MS, ended_ns=1550 * MS, own_ns=20 * MS))
+    assert (call.started_ns, call.duration_ns) == (600 * MS, 0)
+    assert tally == Tally(derived=1, clamped=1)
+
+
+def test_an_own_duration_may_end_before_a_reply_of_which_nobody_says_when_it_asked():
+    call, tally = only_call(CallDraft("f", "c", ended_ns=1400 * MS, own_ns=50 * MS))
+    assert (call.started_ns, call.duration_ns) == (400 * MS, 0)
+    assert tally == Tally(derived=1)
+
+
+def test_a_place_that_is_a_guess_counts_as_derived():
+    call, tally = only_call(CallDraft("f", "c", started_ns=1510 * MS, ended_ns=1600 * MS, ended_late=True))
+    assert call.derived == ("ready_ns", "ended_ns")
+    assert tally == Tally(derived=1)
+
+
+def test_no_request_took_no_tokens():
+    def tokens(**told):
+        model = ModelDraft("openai", "m", 0, 1, **told)
+        made = record_of(LoopDraft("l", "test", [RoundDraft(model)]), Tally()).rounds[0].model
+        return made.input_tokens, made.cached_tokens, made.output_tokens
+
+    assert tokens(input_tokens=0, cached_tokens=0, output_tokens=0) == (None, None, None)
+    assert tokens(input_tokens=0, output_tokens=5) == (None, None, 5)
+    assert tokens(input_tokens=9, cached_tokens=0, output_tokens=0) == (9, 0, 0)

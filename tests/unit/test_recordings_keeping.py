@@ -349,3 +349,12 @@ def test_a_record_that_could_not_be_read_is_not_written(tmp_path):
     runs.close()
     assert ids_of(runs.path) == ["r2"]
     assert (runs.lost, told) == (1, ["bad", "good"])
+
+
+def test_the_clocks_of_its_records_are_counted(tmp_path):
+    runs = kept_runs(tmp_path)
+    runs(record(1), Tally(exact=1), clocks=("h1", "h2"))
+    runs(record(2), Tally(exact=1), clocks=("h2",))
+    runs.close()
+    assert runs.path is not None
+    assert RunDirectory.open(runs.path).load().recording.clocks == 2

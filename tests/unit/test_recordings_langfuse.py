@@ -331,3 +331,36 @@ def test_the_order_of_the_rows_is_of_no_account(draw):
     rows = trace()
     draw.shuffle(rows)
     assert of(rows)[1] == of(trace())[1]
+
+
+def offered(**more):
+    return [
+        row("r", "SPAN", None, 0, 900, "root"),
+        generation("g1", "r", 10, 100, **more),
+        row("t1", "SPAN", "r", 110, 200, "lookup"),
+        generation("g2", "r", 210, 300),
+        row("t2", "SPAN", "r", 310, 400, "lookup"),
+    ]
+
+
+def test_a_span_between_two_requests_that_is_named_as_a_tool_on_offer_is_a_call():
+    tools = [{"type": "function", "function": {"name": "lookup"}}]
+    for more in (
+        {"input": {"messages": [], "tools": tools}},
+        {"input": '{"tools": [{"name": "lookup"}]}'},
+        {"tool_definitions": {"lookup": "{}"}},
+    ):
+        _, (loop,) = of(jsonl(offered(**more)))
+        assert [[call.id for call in round_.tool_calls] for round_ in loop.rounds] == [["t1"], []]
+    _, (loop,) = of(jsonl(offered()))
+    assert [len(round_.tool_calls) for round_ in loop.rounds] == [0, 0]
+
+
+def test_a_timeout_is_an_error_by_its_name():
+    failed = row(
+        "t1", "TOOL", "r", 110, 200, "lookup", level="ERROR", status_message="TimeoutError: too late"
+    )
+    rows = [row("r", "AGENT", None, 0, 900, "root"), generation("g1", "r", 10, 100), failed]
+    _, (loop,) = of(jsonl(rows))
+    (call,) = loop.rounds[0].tool_calls
+    assert (call.status, call.error_type) == ("error", "TimeoutError")

@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.recordings.formats import Format, Item, Skipped, Source
+from profiler.recordings.importing import import_files
 from profiler.recordings.openai_agents import OpenAIAgents
 from profiler.recordings.otlp import Otlp, spans_of_request
 from profiler.recordings.reading import NOT_JSON, TORN
@@ -534,6 +535,7 @@ def test_a_handoff_of_openai_agents_stays_in_the_loop():
     ]
     (record,) = records(json.dumps(spans), OpenAIAgents())
     assert (record.name, len(record.rounds)) == ("first", 2)
+    assert (record.started_ns, record.ended_ns) == (0, 400 * MS)  # as long as the last of its agents
 
 
 def test_rows_of_openai_agents_that_are_none_are_counted():
@@ -549,3 +551,69 @@ def test_rows_of_openai_agents_that_are_none_are_counted():
     ]
     with pytest.raises(RecordError, match="no traces in it"):
         read("{}", OpenAIAgents())
+
+
+def test_requests_inside_a_guardrail_are_in_no_loop():
+    rows = [
+        agents_span("a", None, 0, 200, type="agent", name="first"),
+        agents_span("g", "a", 1, 90, type="guardrail", name="polite"),
+        agents_span("ga", "g", 2, 80, type="agent", name="judge"),
+        agents_span("gr", "ga", 3, 70, type="response", usage=usage(1, 1, 0)),
+        agents_span("r1", "a", 1, 100, type="response", usage=usage(5, 1, 0)),
+    ]
+    (record,) = records("\n".join(map(json.dumps, rows)), OpenAIAgents())
+    assert [round_.model.input_tokens for round_ in record.rounds] == [5]
+
+
+@pytest.mark.parametrize("format_", [Otlp(), OpenAIAgents()], ids=["otel", "openai-agents"])
+def test_what_a_program_said_before_its_spans_hides_nothing(format_: Format):
+    rows = SPANS if format_.name == "otel" else [agents_span("a", None, 0, 200, type="agent", name="first")]
+    text = "INFO {started}\n\n2026-01-01 [main] WARNING: slow\n" + "\n".join(map(pretty, rows))
+    assert format_.recognises(text.encode(), Path("out.txt"))
+
+
+def test_a_model_that_only_the_name_of_its_span_tells():
+    span = otlp_span(
+        "00000000000000a1",
+        "chat claude-sonnet-4-5",
+        2,
+        100,
+        gen_ai__operation__name="chat",
+        gen_ai__usage__input_tokens=5,
+    )
+    (record,) = records(json.dumps(request([span])))
+    assert (record.model, record.provider) == ("claude-sonnet-4-5", "anthropic")
+
+
+def test_the_clocks_of_a_trace_are_counted_by_its_machines(tmp_path: Path):
+    rows = [request(SPANS[:1], host__name="h1"), request(SPANS[1:], host__name="h2")]
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert import_files([tmp_path], tmp_path / "runs").recording.clocks == 2
+
+
+def test_traces_of_one_conversation_may_use_the_same_span_ids(tmp_path: Path):
+    talk = [
+        one | {"attributes": [*one["attributes"], attribute("gen_ai.conversation.id", "k")]} for one in SPANS
+    ]
+    rows = [request(talk), request([one | {"traceId": "f" * 32} for one in talk])]
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = import_files([tmp_path], tmp_path / "runs")
+    assert (made.loops, made.recording.skipped) == (2, {})
+
+
+@pytest.mark.parametrize("key", ["openinference__span__kind", "langfuse__observation__type"])
+def test_what_a_guardrail_asks_is_in_no_loop(key: str):
+    def kind(id_: str, name: str, parent: str, started: int, ended: int) -> dict[str, Any]:
+        said = {key: name.upper() if key.startswith("openinference") else name}
+        return otlp_span(id_, name, started, ended, **said) | {"parentSpanId": parent}
+
+    model = "LLM" if key.startswith("openinference") else "generation"
+    spans = [
+        kind(ROOT, "agent", "", 0, 100),
+        kind("00000000000000b1", "guardrail", ROOT, 1, 50),
+        kind("00000000000000b2", "agent", "00000000000000b1", 2, 49),
+        kind("00000000000000b3", model, "00000000000000b2", 3, 48),
+        kind("00000000000000b4", model, ROOT, 5, 90),
+    ]
+    (record,) = records(json.dumps(request(spans)))
+    assert [round_.model.started_ns // MS for round_ in record.rounds] == [5]

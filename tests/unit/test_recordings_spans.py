@@ -393,6 +393,35 @@ def test_an_agent_whose_parent_is_lost_inside_another_ran_in_it():
 def test_calls_of_another_clock_have_uncertain_places():
     loop = only(agent("a", 0, 100, clock="x"), model("m1", 1, 20, clock="x"), tool("t", 21, 50, clock="y"))
     assert calls(loop)[0].ended_late
+    assert loop.clocks == ("x", "y")
+
+
+def test_requests_of_another_clock_have_uncertain_places():
+    loop = only(agent("a", 0, 100, clock="x"), model("m1", 1, 20, clock="x"), model("m2", 61, 90, clock="y"))
+    assert [one.model.derived for one in loop.rounds] == [(), ("started_ns", "ended_ns")]
+
+
+def test_calls_come_in_the_order_in_which_they_were_asked_for():
+    asked = (("c9", "x"), ("c5", "y"), ("c7", "z"))
+    some = [
+        tool("t1", 21, 50, call_id="c7"),
+        tool("t2", 21, 90, call_id="c5"),
+        tool("t3", 22, 60, call_id="c9"),
+    ]
+    loop = only(agent("a", 0, 100), model("m1", 1, 20, calls=asked), *some)
+    assert [call.id for call in calls(loop)] == ["c9", "c5", "c7"]
+    untold = only(agent("a", 0, 100), model("m1", 1, 20), *some)
+    assert [call.id for call in calls(untold)] == ["c7", "c5", "c9"]
+
+
+def test_a_try_that_failed_without_a_word_does_not_look_like_a_good_one():
+    loop = only(
+        agent("a", 0, 100), model("m1", 1, 20, status="error"), model("m2", 21, 40), model("m3", 41, 50)
+    )
+    assert [(one.status, one.error_type) for one in loop.rounds[0].model.attempts] == [
+        (None, "error"),
+        (None, None),
+    ]
 
 
 def test_a_plain_root_holds_a_loop():

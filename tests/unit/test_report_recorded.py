@@ -101,6 +101,8 @@ def test_what_cannot_be_told_says_why() -> None:
     assert "when the first token came" in said
     assert "between loops" in said
     assert "only 10 % of all traces were kept" in cannot(turn(0), sampled=0.1)
+    assert "clocks" not in said
+    assert "they are of 2 clocks, which may differ" in cannot(turn(0), clocks=2)
 
 
 def test_quota_of_headers_is_of_this_recording_alone() -> None:
