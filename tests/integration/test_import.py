@@ -38,13 +38,13 @@ def opened(process: subprocess.Popen[bytes]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory) -> Path:
-    return recording_of(8_000, tmp_path_factory.mktemp("short"))
+    return recording_of(6_000, tmp_path_factory.mktemp("short"))
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory) -> Path:
     """One that takes a second or more to read, also on a quick machine."""
-    return recording_of(24_000, tmp_path_factory.mktemp("long"))
+    return recording_of(15_000, tmp_path_factory.mktemp("long"))
 
 
 def recording_of(count: int, folder: Path) -> Path:
@@ -133,7 +133,7 @@ def test_the_temporary_file_is_nobodys():
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path, short, long):
-    """Three times the rows, some kB more: what is held is one group, and what SQLite may hold."""
+    """More than twice the rows, some kB more: what is held is one group, and what SQLite may hold."""
     peaks = []
     for recording in (short, long):
         process = subprocess.Popen(
