@@ -35,10 +35,11 @@ class ProxyProcess:
 
         def follow() -> None:
             assert process.stdout is not None
-            for line in process.stdout:
-                self.lines.append(line.rstrip("\n"))
-                if "listening on" in line:
-                    listening.set()
+            with process.stdout as output:
+                for line in output:
+                    self.lines.append(line.rstrip("\n"))
+                    if "listening on" in line:
+                        listening.set()
             listening.set()
 
         self._reader = threading.Thread(target=follow, daemon=True)
@@ -52,8 +53,6 @@ class ProxyProcess:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
         self._reader.join(timeout=60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         return "\n".join(self.lines)
 
     def records(self) -> list[LoopRecord]:
@@ -82,8 +81,7 @@ def proxied(out: Path, *options: str) -> Iterator[ProxyProcess]:
     try:
         yield ProxyProcess(process, out)
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait(timeout=60)
 
 

@@ -95,6 +95,8 @@ async def test_cancelled_call_ends_in_the_journal_as_its_era_says(
                 assert entry_of(journal(crowded), meta)["outcome"] == ""
                 one.cancel()
                 assert (await ended(crowded, meta))["outcome"] == outcome
+                # The SDK cannot take the answer to a cancelled call while it closes: by now that has come.
+                await opened.list_tools(cache_mode="bypass")
             assert {one["status"] for one in journal(crowded)} == {200}  # nobody was refused
 
 

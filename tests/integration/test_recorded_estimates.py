@@ -15,8 +15,7 @@ import pytest
 from profiler.recordings.importing import import_files
 from profiler.rundir import RunDirectory
 from profiler.statistics.recorded import RecordedFigures, recorded_figures
-
-pytest.importorskip("pydantic_ai")
+from tests.integration.framework_agents import need
 
 SECONDS = (0.1, 0.3, 0.2)
 LOOPS = 2
@@ -60,7 +59,9 @@ def recorded(path: Path, *, in_turn: bool) -> RecordedFigures:
     return recorded_figures(directory.records(), directory.load().recording)
 
 
+@pytest.mark.measures
 def test_the_estimate_of_gathering_is_what_gathering_takes(tmp_path: Path) -> None:
+    need("pydantic_ai")
     before = recorded(tmp_path, in_turn=True)
     assert (before.loops, before.in_turn.rounds, before.overlapped.rounds) == (LOOPS, LOOPS, 0)
     after = recorded(tmp_path, in_turn=False)

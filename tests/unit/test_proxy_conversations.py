@@ -507,6 +507,7 @@ def test_reply_that_was_cut_off_may_be_gone_on_from(api: str) -> None:
     assert [(call.id, ms(call.ended_ns)) for call in record.tool_calls] == [("a1", 200), ("a2", 200)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(order=st.randoms(use_true_random=False))
 def test_whatever_happens_each_request_is_in_one_round_and_nothing_is_left(order: Any) -> None:

@@ -436,6 +436,7 @@ _ODD = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(_ODD))
 def test_odd_json_is_skipped_and_nothing_else(values: list[Any]):
     text = "".join(json.dumps(one) + "\n" for one in values) + json.dumps(request(SPANS)) + "\n"
