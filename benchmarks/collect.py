@@ -229,7 +229,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=5000.0, help="spans a second")
-    parser.add_argument("--idle", default="60s", help="as `profiler collect` has it")
+    parser.add_argument("--idle", help="as `profiler collect` has it (default: the one it has)")
     parser.add_argument("--send", nargs=2, metavar=("HOST", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.send is not None:
@@ -242,7 +242,8 @@ def main() -> None:
 
 def measure(out: Path, options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "profiler", "collect", "--port", "0", "--out", str(out)]
-    command += ["--idle", options.idle]
+    if options.idle is not None:
+        command += ["--idle", options.idle]
     pin(0)  # the collector inherits it
     collector = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if CORES:
