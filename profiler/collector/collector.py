@@ -168,17 +168,21 @@ class Collector:
         traces = list(ended.traces)
         drafts = self._drafts(spans)
         inner = inner_of(drafts)
-        records = [self._record(one, inner.get(one.id, ())) for one in drafts if one.id not in self._written]
+        records = [
+            (*self._record(one, inner.get(one.id, ())), one.sampled)
+            for one in drafts
+            if one.id not in self._written
+        ]
         if drafts:
             self._traces.remember(ended.traces.items())
         if not records:
             self._journal.ended(traces)
         last = len(records) - 1
-        for number, (record, tally) in enumerate(records):
+        for number, (record, tally, sampled) in enumerate(records):
             self.loops += 1
             self.figures.count(metrics.COLLECTOR_LOOPS, ended.why)
             self._sink(record)
-            self._runs(record, tally, traces if number == last else None)
+            self._runs(record, tally, traces if number == last else None, sampled)
 
     def _drafts(self, spans: Sequence[Span]) -> list[LoopDraft]:
         drafts = []

@@ -17,7 +17,7 @@ nothing came for `idle` seconds: one loop may be spread over them.
 Of a trace that has ended it is remembered for a while that it has, and which spans it had: exporters send a
 batch again when the answer was lost.
 
-A trace of which nothing came for `PACK_SECONDS` takes a sixth of the memory: its spans are compressed until
+A trace of which nothing came for `PACK_SECONDS` takes a third of the memory: its spans are compressed until
 it has ended. So waiting minutes for the tools of slow agents, or for roots that never come, costs little.
 """
 

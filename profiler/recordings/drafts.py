@@ -118,7 +118,7 @@ class LoopDraft:
     """A loop. `started_ns` and `ended_ns` None: the first start and the last end of what is in it (derived).
 
     `spawned_by` is the `key` of the call in which it ran, of this file or another; `parent` the id of the
-    loop, where only that is known.
+    loop, where only that is known. `sampled`: the share of all such loops that was recorded; None: not said.
     """
 
     id: str
@@ -133,6 +133,7 @@ class LoopDraft:
     error_type: str | None = None
     parent: str | None = None
     spawned_by: str | None = None
+    sampled: float | None = None
     resolution_ns: int = 1
     ambiguous_calls: int = 0
     orphan_calls: int = 0

@@ -28,6 +28,7 @@ from profiler.recordings.inner import calls_in_order, with_inner
 from profiler.recordings.langfuse import Langfuse
 from profiler.recordings.openai_agents import OpenAIAgents
 from profiler.recordings.otlp import Otlp
+from profiler.recordings.sampling import agreed
 from profiler.recordings.spool import Spool, SpoolError
 from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
@@ -113,6 +114,7 @@ class _Import:
         self._sources: set[str] = set()
         self._providers: set[str] = set()
         self._models: set[str] = set()
+        self._shares: set[float | None] = set()
         self._counts = Imported()
 
     # Reading.
@@ -247,6 +249,8 @@ class _Import:
         if len(self._providers) < 2 and len(self._models) < 2:
             self._providers.add(record.provider)
             self._models.add(record.model)
+        if len(self._shares) < 2:
+            self._shares.add(draft.sampled)
         counts = self._counts
         counts.loops += 1
         counts.rounds += len(record.rounds)
@@ -275,6 +279,7 @@ class _Import:
             skipped=dict(sorted(self._skipped.items(), key=lambda one: (-one[1], one[0]))),
             resolution_ns=self._resolution_ns,
             clocks=max(1, len(self._clocks)),
+            sampled=agreed(self._shares),
             notes=tuple(notes),
             **tally,
         )

@@ -30,6 +30,7 @@ from profiler.errors import RecordError, UsageError
 from profiler.process.lifetime import at_exit
 from profiler.process.modes import opener_like
 from profiler.recordings.drafts import Tally
+from profiler.recordings.sampling import agreed
 from profiler.records import LoopRecord, decode, encode
 from profiler.rundir import Anchor, Door, Recording, RunDirectory, append_lines, recorded_run
 
@@ -190,8 +191,15 @@ class KeptRuns:
         self._thread: threading.Thread | None = None
         at_exit(self.close)
 
-    def __call__(self, record: LoopRecord, tally: Tally | None = None, token: object = None) -> None:
-        """Write a record; `tally` counts its own calls (`drafts.record_of`)."""
+    def __call__(
+        self,
+        record: LoopRecord,
+        tally: Tally | None = None,
+        token: object = None,
+        sampled: float | None = None,
+    ) -> None:
+        """Write a record; `tally` counts its own calls (`drafts.record_of`). `sampled`: the share of all such
+        traces that was kept."""
         try:
             text = encode(record)
             decode(text)  # what is written can be read
@@ -199,7 +207,7 @@ class KeptRuns:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return
-        line = _Line(text + b"\n", record, tally, token)
+        line = _Line(text + b"\n", record, tally, token, sampled)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
@@ -338,6 +346,7 @@ class KeptRuns:
             **asdict(current.tally),
             resolution_ns=current.resolution_ns,
             clocks=max(1, len(current.processes)),
+            sampled=agreed(current.shares),
             notes=notes,
         )
         current.directory.save(
@@ -412,6 +421,7 @@ class _Line(NamedTuple):
     record: LoopRecord
     tally: Tally | None
     token: object
+    sampled: float | None
 
 
 @dataclass(slots=True)
@@ -441,6 +451,7 @@ class _Current:
     providers: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     processes: set[str] = field(default_factory=set)
+    shares: set[float | None] = field(default_factory=set)
     resolution_ns: int = 1
 
     def take(self, line: _Line) -> None:
@@ -456,6 +467,8 @@ class _Current:
         ):
             if len(known) < most:
                 known.add(one)
+        if len(self.shares) < 2:
+            self.shares.add(line.sampled)
         self.resolution_ns = max(self.resolution_ns, record.resolution_ns)
 
 
