@@ -39,8 +39,9 @@ if sys.platform != "win32":
 
 FLUSH_SECONDS = 0.2
 """Records are in their file this long after they came."""
-SAVE_SECONDS = 5.0
-"""`run.json` is replaced this often, where anything has changed."""
+SAVE_SECONDS = 1.0
+"""`run.json` is replaced this often, where anything has changed: what it counts is that much older than the
+records at most."""
 LOOK_SECONDS = 60.0
 """How often the folder is looked at for what has become too old."""
 SHARES = 7
@@ -168,6 +169,11 @@ class KeptRuns:
         clock: Callable[[], float] = time.time,
     ) -> None:
         RunDirectory.check_parent(parent)
+        self._made = not os.path.exists(parent)
+        try:  # now, since hours may pass before the first record
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{parent}: cannot make a run directory: {error.strerror}") from error
         self.path: Path | None = None
         self.records = self.lost = 0
         self._parent = Path(parent)
@@ -249,6 +255,9 @@ class KeptRuns:
         with self._writing:
             self.flush()
             self._end()
+            if self.path is None and self._made:
+                with contextlib.suppress(OSError):  # something is in it
+                    self._parent.rmdir()
 
     def flush(self) -> None:
         """Write what has come so far; for the thread, and for who cannot wait for it."""
