@@ -51,8 +51,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--keep",
         type=TEXT.argument,
+        default="7d",
         metavar="LIMIT",
-        help="remove its oldest runs beyond an age or a size: 7d, 2GB or 7d,2GB (default: none)",
+        help="remove its own oldest runs beyond an age, a size or both: 7d, 2GB or 7d,2GB (default: 7d)",
     )
     parser.add_argument(
         "--grace",
@@ -81,7 +82,7 @@ def add(commands: Commands) -> None:
 def collect(arguments: argparse.Namespace) -> NoReturn:
     from profiler.collector.server import Options, run
     from profiler.collector.traces import SETTLE_SECONDS, Patience
-    from profiler.recordings.keeping import Keep, parse_keep
+    from profiler.recordings.keeping import parse_keep
 
     if arguments.idle < arguments.grace:
         raise UsageError(
@@ -93,7 +94,7 @@ def collect(arguments: argparse.Namespace) -> NoReturn:
             arguments.host,
             arguments.port,
             Path(arguments.out),
-            Keep() if arguments.keep is None else parse_keep(arguments.keep),
+            parse_keep(arguments.keep),
             Patience(arguments.grace, min(SETTLE_SECONDS, arguments.idle), arguments.idle),
             arguments.allow_host,
         ),

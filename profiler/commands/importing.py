@@ -13,7 +13,9 @@ from profiler.commands import add_command, show
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
+    from profiler.limits.known import KnownQuota
     from profiler.recordings.importing import Imported
+    from profiler.rundir import RunDirectory
 
 FORMATS = ("otel", "tracelab", "claude-code", "codex", "langfuse", "openai-agents")
 """The names of `profiler.recordings.importing.FORMATS`, which is imported when it is used."""
@@ -60,19 +62,25 @@ def add(commands: Commands) -> None:
 
 def import_(arguments: argparse.Namespace) -> int:
     from profiler.recordings.importing import import_files
-    from profiler.report.recorded import render_recorded
-    from profiler.report.terminal import use_color
     from profiler.rundir import RunDirectory
 
     imported = import_files(
         arguments.paths, arguments.out, format=arguments.format, content=arguments.content
     )
     show(told(imported))
-    directory = RunDirectory.open(imported.directory)
+    show("\n")
+    show_verdict(RunDirectory.open(imported.directory), tally=False)
+    return 0
+
+
+def show_verdict(directory: RunDirectory, quota: KnownQuota | None = None, tally: bool = True) -> None:
+    """Print what a recorded run says; without `tally` where its records are from is not said once more."""
+    from profiler.report.recorded import render_recorded
+    from profiler.report.terminal import use_color
+
     width = min(shutil.get_terminal_size().columns, 100)
     color = use_color(sys.stdout, os.environ)
-    show(f"\n{render_recorded(directory.load(), directory.records(), width, color, tally=False)}")
-    return 0
+    show(render_recorded(directory.load(), directory.records(), width, color, tally=tally, quota=quota))
 
 
 def told(imported: Imported) -> str:

@@ -21,7 +21,7 @@ where a request goes:
   --upstream /PATH=URL      what is below that path of the proxy, which is taken off
   --mcp-upstream URL        /mcp, and what is below it; --mcp-upstream /PATH=URL the same elsewhere
   The path of a URL stays in front of what is asked for; a version at its end (/v1) is not said twice.
-  /metrics, /healthz and what is below /profiler are the proxy's own."""
+  /metrics and /healthz, also as /profiler/metrics and /profiler/healthz, are the proxy's own."""
 
 
 def add(commands: Commands) -> None:
@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
         type=TEXT.argument,
         default="7d",
         metavar="LIMIT",
-        help="how much is kept: an age, a size, or both (7d, 2GB, 7d,2GB; default: 7d)",
+        help="remove its own oldest runs beyond an age, a size or both: 7d, 2GB or 7d,2GB (default: 7d)",
     )
     parser.add_argument(
         "--out",

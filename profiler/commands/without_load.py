@@ -63,11 +63,17 @@ def _add_report(commands: Commands) -> None:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    from profiler.commands.importing import show_verdict
     from profiler.limits.known import parse_quota
     from profiler.report.html import write_any
+    from profiler.rundir import RunDirectory
 
     quota = None if arguments.quota is None else parse_quota(arguments.quota)
     path = write_any(Path(arguments.run), arguments.output, quota)
+    if RunDirectory.is_one(Path(arguments.run)):
+        directory = RunDirectory.open(arguments.run)
+        if directory.load().recording is not None:
+            show_verdict(directory, quota)
     print(path)
     if arguments.open:
         open_page(path)

@@ -51,7 +51,8 @@ WHOLE_SECONDS, WHOLE_BYTES = 86_400.0, 256_000_000
 MOST_WAITING = 64_000_000
 """Bytes of records that wait to be written; what comes while there are more is lost, and counted."""
 
-_AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SHOWN_AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_AGES = {**_SHOWN_AGES, "w": 604_800}
 _SIZES = {
     unit + letter + "b": base**power
     for power, unit in enumerate(("", "k", "m", "g", "t"))
@@ -115,7 +116,7 @@ class Keep:
         return ",".join(
             text
             for text in (
-                "" if self.seconds is None else _shown(self.seconds, _AGES),
+                "" if self.seconds is None else _shown(self.seconds, _SHOWN_AGES),
                 "" if self.bytes is None else _shown(self.bytes, _SIZES, str.upper),
             )
             if text
@@ -170,7 +171,7 @@ class KeptRuns:
     ) -> None:
         RunDirectory.check_parent(parent)
         self._made = not os.path.exists(parent)
-        try:  # now, since hours may pass before the first record
+        try:  # now, and not when the first loop has ended: a server would go on without writing anything
             Path(parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{parent}: cannot make a run directory: {error.strerror}") from error

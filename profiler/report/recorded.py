@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from profiler.limits.known import KnownQuota
 from profiler.limits.quotas import window_words
 from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
@@ -42,27 +43,25 @@ def render_recorded(
     records: Iterable[LoopRecord],
     width: int = 80,
     color: bool = False,
-    path: str | None = None,
     tally: bool = True,
+    quota: KnownQuota | None = None,
 ) -> str:
     """The verdict on a recorded run and its tally, in at most `MOST_LINES` lines; the records are streamed.
 
-    `path` is the run directory as the user would type it. Without `tally`, for a caller that has said where
-    the records are from, it is the verdict alone.
+    Without `tally`, for a caller that has said where the records are from, it is the verdict alone. `quota`
+    is what a provider allows, where the user knows it.
     """
-    said = words(recorded_figures(records, run.recording), run.recording, run.anchor)
+    said = words(recorded_figures(records, run.recording, quota), run.recording, run.anchor)
     lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
     lines += [line for one in others for line in wrapped(f"{one}.", width)]
-    more = wrapped(f"the rest: profiler report {clean(path, 400) if path else 'RUN'}", width) if tally else []
-    room = MOST_LINES - len(more)
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
     for one in rest:
         block = wrapped(f"{one}.", width)
-        if len(lines) + len(block) <= room:
+        if len(lines) + len(block) <= MOST_LINES:
             lines += block
-    return "\n".join([*lines[:room], *more, ""])
+    return "\n".join([*lines[:MOST_LINES], ""])
 
 
 def words(

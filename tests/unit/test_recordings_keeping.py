@@ -73,7 +73,7 @@ def test_what_is_no_limit_is_refused_in_words(text):
     ("keep", "text"),
     [
         (Keep(), "everything"),
-        (Keep(7 * DAY), "1w"),
+        (Keep(7 * DAY), "7d"),
         (Keep(90.0, 2_500_000_000), "90s,2500MB"),
         (Keep(0.5), "0.5s"),
     ],
