@@ -214,7 +214,8 @@ class KeptRuns:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return
-        line = _Line(text + b"\n", record, tally, token, sampled)
+        about = (record.provider, record.model, record.process, record.resolution_ns)
+        line = _Line(text + b"\n", *about, tally, token, sampled)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
@@ -427,8 +428,13 @@ class KeptRuns:
 
 
 class _Line(NamedTuple):
+    """A record that waits to be written; without its objects, which take as much memory again as its text."""
+
     text: bytes
-    record: LoopRecord
+    provider: str
+    model: str
+    process: str
+    resolution_ns: int
     tally: Tally | None
     token: object
     sampled: float | None
@@ -469,17 +475,16 @@ class _Current:
         self.changed = True
         if line.tally is not None:
             self.tally += line.tally
-        record = line.record
         for known, one, most in (
-            (self.providers, record.provider, 2),
-            (self.models, record.model, 2),
-            (self.processes, record.process, _MOST_PROCESSES),
+            (self.providers, line.provider, 2),
+            (self.models, line.model, 2),
+            (self.processes, line.process, _MOST_PROCESSES),
         ):
             if len(known) < most:
                 known.add(one)
         if len(self.shares) < 2:
             self.shares.add(line.sampled)
-        self.resolution_ns = max(self.resolution_ns, record.resolution_ns)
+        self.resolution_ns = max(self.resolution_ns, line.resolution_ns)
 
 
 def _only(found: set[str]) -> str:
