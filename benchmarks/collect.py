@@ -169,7 +169,8 @@ def send(host: str, port: int, rate: float, seconds: float) -> None:
         sent["bytes"] += len(body)
         packed = gzip.compress(body, 1)
         time.sleep(max(0.0, due - time.monotonic()))
-        due += spans / rate
+        # What a busy machine held up for longer is not made up for: the stream would not be steady.
+        due = max(due, time.monotonic() - 1) + spans / rate
         while True:
             asked = time.monotonic()
             connection.request("POST", "/v1/traces", packed, headers)
@@ -229,7 +230,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=5000.0, help="spans a second")
-    parser.add_argument("--idle", default="60s", help="as `profiler collect` has it")
+    parser.add_argument("--idle", help="as `profiler collect` has it (default: the one it has)")
     parser.add_argument("--send", nargs=2, metavar=("HOST", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.send is not None:
@@ -242,7 +243,8 @@ def main() -> None:
 
 def measure(out: Path, options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "profiler", "collect", "--port", "0", "--out", str(out)]
-    command += ["--idle", options.idle]
+    if options.idle is not None:
+        command += ["--idle", options.idle]
     pin(0)  # the collector inherits it
     collector = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if CORES:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import orjson
+import zstandard
 
 Encoding = Literal["protobuf", "json"]
 
@@ -191,10 +192,6 @@ def _deflated(body: bytes, most: int) -> bytes:
 
 
 def _unzstd(body: bytes, most: int) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise Refused(415, "zstd needs the package zstandard here: send gzip, or none") from None
     unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     # Only this one can be bounded, and only the other one says whether all of it has come.
     with unpacker.stream_reader(body, read_across_frames=True) as reader:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from profiler import metrics
 from profiler.collector.figures import Figures
@@ -18,6 +17,7 @@ from profiler.collector.traces import Ended, OpenTraces
 from profiler.metrics import Metric
 from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.recordings.formats import Skipped
+from profiler.recordings.inner import inner_of, with_inner
 from profiler.recordings.keeping import KeptRuns
 from profiler.recordings.span import Span
 from profiler.recordings.spans import loops_of
@@ -61,6 +61,7 @@ class Collector:
         self._said: set[str] = set()
         self._written: frozenset[str] = frozenset()
         self._clock = clock
+        self._began = 0
 
     @property
     def behind(self) -> bool:
@@ -89,6 +90,7 @@ class Collector:
                 repeated += 1
         if new:
             self._journal.append(began, b"".join(new))
+            self._began += len(began)
         total = len(spans) + unreadable
         self.figures.count(metrics.COLLECTOR_SPANS, by=total)
         self._runs.count_read(SOURCE, total)
@@ -116,7 +118,13 @@ class Collector:
         return count
 
     def end_due(self, most: int = 20) -> bool:
-        """End what is due, but no more than so many at once; returns whether there is more."""
+        """End what is due, but no more at once than so many and as many as began since; returns whether there
+        is more.
+
+        So what is open does not grow where the machine is too slow: who sends is answered later instead.
+        """
+        most += self._began
+        self._began = 0
         for number, ended in enumerate(self._traces.due(self._clock()), start=1):
             self._end(ended)
             if number == most:
@@ -159,18 +167,22 @@ class Collector:
         spans = [span_of_line(line) for line in ended.spans]
         traces = list(ended.traces)
         drafts = self._drafts(spans)
-        inside = _inside(drafts)
-        records = [self._record(one, inside.get(one.id, {})) for one in drafts if one.id not in self._written]
+        inner = inner_of(drafts)
+        records = [
+            (*self._record(one, inner.get(one.id, ())), one.sampled)
+            for one in drafts
+            if one.id not in self._written
+        ]
         if drafts:
             self._traces.remember(ended.traces.items())
         if not records:
             self._journal.ended(traces)
         last = len(records) - 1
-        for number, (record, tally, clocks) in enumerate(records):
+        for number, (record, tally, clocks, sampled) in enumerate(records):
             self.loops += 1
             self.figures.count(metrics.COLLECTOR_LOOPS, ended.why)
             self._sink(record)
-            self._runs(record, tally, traces if number == last else None, clocks)
+            self._runs(record, tally, traces if number == last else None, clocks, sampled)
 
     def _drafts(self, spans: Sequence[Span]) -> list[LoopDraft]:
         drafts = []
@@ -194,48 +206,16 @@ class Collector:
         return drafts
 
     def _record(
-        self, draft: LoopDraft, inside: Mapping[str, list[str]]
+        self, draft: LoopDraft, inner: Iterable[tuple[int, str]]
     ) -> tuple[LoopRecord, Tally, Collection[str]]:
-        """The record of a loop, the tally of its calls, its clocks. `inside`: loops in calls, by ids."""
+        """The record of a loop, the tally of its calls, its clocks. `inner`: the loops in it (`inner_of`)."""
         tally = Tally()
-        record = record_of(draft, tally, self._origin_ns)
-        if inside:
-            rounds = [
-                replace(
-                    round_,
-                    tool_calls=tuple(
-                        replace(call, loops=tuple(inside[call.id])) if call.id in inside else call
-                        for call in round_.tool_calls
-                    ),
-                )
-                for round_ in record.rounds
-            ]
-            record = replace(record, rounds=tuple(rounds))
-        return record, tally, draft.clocks
+        return with_inner(record_of(draft, tally, self._origin_ns), inner), tally, draft.clocks
 
     def _drop(self, reason: str, words: str, count: int) -> None:
         if count:
             self.figures.count(metrics.COLLECTOR_SPANS_DROPPED, reason, by=count)
             self._runs.count_skipped(words, count)
-
-
-def _inside(drafts: Sequence[LoopDraft]) -> dict[str, dict[str, list[str]]]:
-    """Loop → call of it → the loops that ran inside that call."""
-    found: dict[str, dict[str, list[str]]] = {}
-    spawned = [one for one in drafts if one.spawned_by is not None]
-    if spawned:
-        calls = {
-            call.key: (draft.id, call.id)
-            for draft in drafts
-            for round_ in draft.rounds
-            for call in round_.calls
-            if call.key is not None
-        }
-        for one in spawned:
-            if one.spawned_by in calls:
-                loop, call_id = calls[one.spawned_by]
-                found.setdefault(loop, {}).setdefault(call_id, []).append(one.id)
-    return found
 
 
 def flattened(tokens: Iterable[object]) -> list[str]:

@@ -16,14 +16,21 @@ nothing came for `idle` seconds: one loop may be spread over them.
 
 Of a trace that has ended it is remembered for a while that it has, and which spans it had: exporters send a
 batch again when the answer was lost.
+
+A trace of which nothing came for `PACK_SECONDS` takes a third of the memory: its spans are compressed until
+it has ended. So waiting minutes for the tools of slow agents, or for roots that never come, costs little.
 """
 
 from __future__ import annotations
 
+import marshal
+import zlib
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from profiler.recordings.span import Span
@@ -32,6 +39,9 @@ Why = Literal["root", "remote", "idle", "bound", "stopped"]
 Came = Literal["new", "repeated", "late"]
 
 SETTLE_SECONDS = 30.0
+PACK_SECONDS, MOST_PACKED = 15.0, 200
+"""More than most traces wait for after their roots: those end first, and are never compressed. And how many
+are at once: some milliseconds of work."""
 MOST_RECENT, MOST_REMEMBERED = 16_384, 32_768
 """Traces that have ended: of the first so many the spans are remembered, of the others that they have."""
 
@@ -74,7 +84,8 @@ _WHY: dict[_State, Why] = {"rooted": "root", "remote": "remote", "waiting": "idl
 @dataclass(slots=True, eq=False)
 class _Group:
     """Traces that end together: one, as a rule. `last`: when something new came. `running`: spans of which
-    only the beginning came, as some send."""
+    only the beginning came, as some send. `packed`: what came before it was last quiet; `known`: the hashes
+    of those spans' names, sorted."""
 
     name: str
     traces: dict[str, dict[str, bytes]]
@@ -84,7 +95,45 @@ class _Group:
     conversation: str = ""
     spans: int = 0
     size: int = 0
-    running: set[str] = field(default_factory=set)
+    running: set[str] | None = None
+    packed: tuple[bytes, ...] = ()
+    known: array[int] | None = None
+
+    def has(self, span: Span) -> bool:
+        """Whether the span came before."""
+        if span.id in self.traces[span.trace]:
+            return True
+        if self.known is None:
+            return False
+        key = hash((span.trace, span.id))
+        place = bisect_left(self.known, key)
+        return place < len(self.known) and self.known[place] == key
+
+    def pack(self) -> int:
+        """Compress what is not; returns the bytes that it takes less."""
+        before = sum(len(text) for spans in self.traces.values() for text in spans.values())
+        new = [hash((trace, id_)) for trace, spans in self.traces.items() for id_ in spans]
+        # A span that ended after its beginning had been packed is in it twice, and once in `known`.
+        self.known = array("q", sorted({*(self.known or ()), *new}))
+        packed = zlib.compress(marshal.dumps(self.traces), 1)
+        self.packed += (packed,)
+        self.traces = {trace: {} for trace in self.traces}
+        return before - len(packed)
+
+    def all_traces(self) -> dict[str, dict[str, bytes]]:
+        """Its traces, with all spans."""
+        if not self.packed:
+            return self.traces
+        found: dict[str, dict[str, bytes]] = {}
+        for traces in (*map(_unpacked, self.packed), self.traces):
+            for trace, spans in traces.items():
+                found.setdefault(trace, {}).update(spans)
+        return found
+
+
+def _unpacked(packed: bytes) -> dict[str, dict[str, bytes]]:
+    found: dict[str, dict[str, bytes]] = marshal.loads(zlib.decompress(packed))
+    return found
 
 
 @dataclass(slots=True)
@@ -99,6 +148,7 @@ class OpenTraces:
     _queues: dict[_State, OrderedDict[str, _Group]] = field(
         default_factory=lambda: {state: OrderedDict() for state in _WHY}
     )  # each by `last`
+    _loose: OrderedDict[_Group, None] = field(default_factory=OrderedDict)  # not packed; by `last`
     _recent: OrderedDict[int, array[int]] = field(default_factory=OrderedDict)
     _before: deque[int] = field(default_factory=deque)
     _remembered: set[int] = field(default_factory=set)
@@ -115,27 +165,33 @@ class OpenTraces:
                 return ended
             group = self._of[trace] = _Group(trace, {trace: {}}, now)
             self._queues["waiting"][trace] = group
-        spans = group.traces[trace]
-        before = spans.get(span.id)
-        if before is not None and (span.id not in group.running or span.ended_ns is None):
+        had = group.has(span)
+        running = group.running
+        if had and (running is None or span.id not in running or span.ended_ns is None):
             return "repeated"
+        spans = group.traces[trace]
+        size_more = len(text) - len(spans.get(span.id, b""))
         spans[span.id] = text
         if span.ended_ns is None:
-            group.running.add(span.id)
-        else:
-            group.running.discard(span.id)
-        spans_more, size_more = int(before is None), len(text) - len(before or b"")
+            if running is None:
+                running = group.running = set()
+            running.add(span.id)
+        elif running is not None:
+            running.discard(span.id)
+        spans_more = int(not had)
         group.spans += spans_more
         group.size += size_more
         self.spans += spans_more
         self.size += size_more
+        self._loose[group] = None
+        self._loose.move_to_end(group)
         group.agent = group.agent or span.kind == "agent"
         group.conversation = group.conversation or span.conversation
         self._queue(group, self._state(group, span, remote), now)
         return "new"
 
     def due(self, now: float) -> Iterator[Ended]:
-        """What has ended by now, and what is too much."""
+        """What has ended by now, and what is too much. What has been quiet is packed meanwhile."""
         for state, queue in self._queues.items():
             while queue:
                 group = next(iter(queue.values()))
@@ -146,6 +202,7 @@ class OpenTraces:
                 else:
                     yield self._end(group, _WHY[state])
         yield from self.excess()
+        self._pack(now)
 
     def excess(self) -> Iterator[Ended]:
         """What is to end, since there is more than `bounds` says."""
@@ -176,7 +233,16 @@ class OpenTraces:
         for trace in traces:
             group = self._of.get(trace)
             if group is not None:
-                yield trace, group.traces[trace].values()
+                yield trace, group.all_traces()[trace].values()
+
+    def _pack(self, now: float) -> None:
+        for group in list(islice(self._loose, MOST_PACKED)):
+            if group.last + PACK_SECONDS > now:
+                break
+            del self._loose[group]
+            less = group.pack()
+            group.size -= less
+            self.size -= less
 
     def _seconds(self, state: _State) -> float:
         patience = self.patience
@@ -213,7 +279,14 @@ class OpenTraces:
             self._queues["talking"][name] = group
             return
         talk.traces.update(group.traces)
-        talk.running |= group.running
+        talk.packed += group.packed
+        if group.known is not None:
+            talk.known = array("q", sorted((*(talk.known or ()), *group.known)))
+        if group.running:
+            talk.running = (talk.running or set()) | group.running
+        if self._loose.pop(group, True) is None:
+            self._loose[talk] = None
+            self._loose.move_to_end(talk)
         talk.spans += group.spans
         talk.size += group.size
         for trace in group.traces:
@@ -224,6 +297,7 @@ class OpenTraces:
         del self._queues[group.state][group.name]
         for trace in group.traces:
             del self._of[trace]
+        self._loose.pop(group, None)
         self.spans -= group.spans
         self.size -= group.size
-        return Ended(group.traces, why)
+        return Ended(group.all_traces(), why)

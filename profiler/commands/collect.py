@@ -15,6 +15,13 @@ from profiler.load.declared import PORT, SECONDS, TEXT
 if TYPE_CHECKING:
     from profiler.commands import Commands
 
+_HOW = """\
+where the agent runs, in any language:
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318    (spans go to /v1/traces below it)
+  OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf            (or http/json; gRPC, the default of some, is not read)
+  with its instrumentation of GenAI calls switched on; content of prompts and calls is not needed, nor kept.
+  A Collector in between sends with the exporter otlphttp: endpoint http://127.0.0.1:4318."""
+
 
 def add(commands: Commands) -> None:
     parser = add_command(
@@ -27,6 +34,7 @@ def add(commands: Commands) -> None:
         "--port 4318 --keep 7d,2GB --out runs",
         "--host 0.0.0.0 --allow-host collector",
     )
+    parser.epilog = f"{_HOW}\n\n{parser.epilog}"
     parser.add_argument(
         "--host", type=TEXT.argument, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable
+
+import zstandard
 
 from profiler.providers.connections import MOST_BYTES
 
@@ -16,7 +19,7 @@ def decoder(encoding: bytes, most: int = MOST_BYTES) -> Decode | None:
     """Undoes a Content-Encoding (several: the last was applied last); None for one that nothing here reads.
 
     What it returns raises (whatever the library does) for bytes that are not so encoded, and `ValueError` for
-    more than `most` bytes in all. Brotli and zstd are read where a library for them is installed.
+    more than `most` bytes in all. Brotli is read where its library is installed.
     """
     found: Decode | None = None
     for one in reversed(encoding.lower().split(b",")):
@@ -55,18 +58,14 @@ def _one(name: bytes) -> Decode | None:
         return _Gzip().decode
     if name == b"deflate":
         return _Deflate().decode
-    try:
-        if name == b"br":
+    if name == b"zstd":
+        return zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress
+    if name == b"br":
+        with contextlib.suppress(ImportError):
             import brotli
 
             process: Decode = brotli.Decompressor().process
             return process
-        if name == b"zstd":
-            import zstandard
-
-            return zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress
-    except ImportError:
-        pass
     return None
 
 

@@ -120,7 +120,7 @@ class LoopDraft:
 
     `clocks` are the machines or processes whose clocks its times are of; one of its `process` where empty.
     `spawned_by` is the `key` of the call in which it ran, of this file or another; `parent` the id of the
-    loop, where only that is known.
+    loop, where only that is known. `sampled`: the share of all such loops that was recorded; None: not said.
     """
 
     id: str
@@ -136,6 +136,7 @@ class LoopDraft:
     error_type: str | None = None
     parent: str | None = None
     spawned_by: str | None = None
+    sampled: float | None = None
     resolution_ns: int = 1
     ambiguous_calls: int = 0
     orphan_calls: int = 0

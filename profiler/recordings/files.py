@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import zstandard
+
 from profiler.errors import RecordError
 from profiler.recordings.formats import Skipped
 
@@ -109,7 +111,7 @@ class Opened:
         try:
             size = os.fstat(self._file.fileno()).st_size
             plain = io.BufferedReader(_Part(self._file, size), _BUFFER)
-            self._counted = _Counted(_unpacked(plain, path), size)
+            self._counted = _Counted(_unpacked(plain), size)
         except BaseException:
             self._file.close()
             raise
@@ -145,23 +147,14 @@ def _opened(path: Path) -> io.FileIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _unpacked(plain: io.BufferedReader[Any], path: Path) -> tuple[Any, bool]:
+def _unpacked(plain: io.BufferedReader[Any]) -> tuple[Any, bool]:
     """What reads the content, and whether it is packed."""
     start = plain.peek(4)[:4]
     if start[:2] == _GZIP:
         return gzip.GzipFile(fileobj=plain), True
     if start == _ZSTD or start in _SKIPPABLE:
-        return _zstd(plain, path), True
+        return _Zstd(plain), True
     return plain, False
-
-
-def _zstd(plain: io.BufferedReader[Any], path: Path) -> _Zstd:
-    try:
-        return _Zstd(plain)
-    except ImportError as error:
-        raise RecordError(
-            f"{path}: packed with zstd: `pip install zstandard` reads it, or unpack it first (zstd -d)"
-        ) from error
 
 
 class _Zstd:
@@ -170,8 +163,6 @@ class _Zstd:
     _PIECE = 1024  # of it come 32 MB at most
 
     def __init__(self, packed: io.BufferedReader[Any]) -> None:
-        import zstandard
-
         self._packed = packed
         # More than usual, since `--long` is what long recordings are packed with.
         self._new = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj

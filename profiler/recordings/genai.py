@@ -28,7 +28,8 @@ Event = tuple[str, int, Mapping[str, Any]]
 class Raw(NamedTuple):
     """A span as OpenTelemetry has it: ids in hexadecimal, times in Unix ns, `attributes` as plain values
     (lists and mappings where they are such), `kind` and `status` as their numbers (3: client; 2: error),
-    `events` as (name, time, attributes). `clock` and `process` are its resource's (`origin_of`)."""
+    `events` as (name, time, attributes). `clock` and `process` are its resource's (`origin_of`), `sampled`
+    its tracestate's (`sampling.share_of`)."""
 
     trace: str
     id: str
@@ -44,6 +45,7 @@ class Raw(NamedTuple):
     clock: str = ""
     process: str = ""
     resolution_ns: int = 1
+    sampled: float | None = None
 
 
 _OPERATIONS: dict[str, Kind] = {
@@ -235,6 +237,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
             clock=raw.clock,
             process=raw.process,
             resolution_ns=raw.resolution_ns,
+            sampled=raw.sampled,
         )
     status, error_type = _status(raw)
     common: dict[str, Any] = {
@@ -251,6 +254,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         "process": raw.process,
         "scope": raw.scope or _dialect(attributes),
         "resolution_ns": raw.resolution_ns,
+        "sampled": raw.sampled,
     }
     if kind == "http":
         return Span(**common, http_status=_http_status(attributes), resends=_resends(attributes))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from profiler.errors import RecordError
 from profiler.process.modes import opener_like
 from profiler.recordings.claude_code import ClaudeCode
 from profiler.recordings.codex import Codex
-from profiler.recordings.drafts import CallDraft, LoopDraft, Tally, record_of, rounds_in_order
+from profiler.recordings.drafts import LoopDraft, Tally, record_of
 from profiler.recordings.files import Opened, found
 from profiler.recordings.formats import Format, Item, Skipped, Source
+from profiler.recordings.inner import calls_in_order, with_inner
 from profiler.recordings.langfuse import Langfuse
 from profiler.recordings.openai_agents import OpenAIAgents
 from profiler.recordings.otlp import Otlp
+from profiler.recordings.sampling import agreed
 from profiler.recordings.spool import Spool, SpoolError
 from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
-from profiler.records import MOST, LoopRecord
+from profiler.records import MOST
 from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
 
 FORMATS: tuple[Format, ...] = (TraceLab(), ClaudeCode(), Codex(), OpenAIAgents(), Otlp(), Langfuse())
@@ -112,6 +114,7 @@ class _Import:
         self._sources: set[str] = set()
         self._providers: set[str] = set()
         self._models: set[str] = set()
+        self._shares: set[float | None] = set()
         self._counts = Imported()
 
     # Reading.
@@ -236,7 +239,7 @@ class _Import:
         number = self._spool.keep(line, record.id, record.started_ns, record.ended_ns, draft.parent)
         if draft.spawned_by is not None:
             self._spool.ran_inside(draft.spawned_by, number)
-        for position, call in enumerate(_calls(draft)):
+        for position, call in enumerate(calls_in_order(draft)):
             if call.key is not None:
                 self._spool.call(call.key, number, position)
         self._tally += tally
@@ -246,6 +249,8 @@ class _Import:
         if len(self._providers) < 2 and len(self._models) < 2:
             self._providers.add(record.provider)
             self._models.add(record.model)
+        if len(self._shares) < 2:
+            self._shares.add(draft.sampled)
         counts = self._counts
         counts.loops += 1
         counts.rounds += len(record.rounds)
@@ -274,6 +279,7 @@ class _Import:
             skipped=dict(sorted(self._skipped.items(), key=lambda one: (-one[1], one[0]))),
             resolution_ns=self._resolution_ns,
             clocks=max(1, len(self._clocks)),
+            sampled=agreed(self._shares),
             notes=tuple(notes),
             **tally,
         )
@@ -303,7 +309,7 @@ class _Import:
 
     def _write_records(self, directory: RunDirectory, outers: dict[int, int]) -> None:
         renamed = self._spool.repeated_ids()
-        with_inner = set(outers.values())
+        outer_ones = set(outers.values())
 
         def id_of(number: int) -> str:
             return renamed.get(number) or self._spool.id_of(number)
@@ -313,11 +319,11 @@ class _Import:
             for number, _, parent, line in self._spool.records():
                 outer = outers.get(number)
                 changed = line
-                if outer is not None or parent is not None or number in with_inner or number in renamed:
+                if outer is not None or parent is not None or number in outer_ones or number in renamed:
                     record = records.decode(line)
-                    if number in with_inner:
+                    if number in outer_ones:
                         inside = self._spool.inside(number)
-                        record = _with_inner(record, [(place, id_of(inner)) for place, inner in inside])
+                        record = with_inner(record, [(place, id_of(inner)) for place, inner in inside])
                     id = renamed.get(number, record.id)
                     changed = records.encode(
                         replace(record, id=id, parent=None if outer is None else id_of(outer))
@@ -396,27 +402,6 @@ def without_repeats(items: Sequence[tuple[int, Item]]) -> tuple[list[Item], int]
             kept.append(item)
     once = [item for item in kept if item is not None]
     return once, len(items) - len(once)
-
-
-def _calls(draft: LoopDraft) -> Iterator[CallDraft]:
-    for round_ in rounds_in_order(draft):
-        yield from round_.calls
-
-
-def _with_inner(record: LoopRecord, inner: Sequence[tuple[int, str]]) -> LoopRecord:
-    """The record, its calls saying which loops ran inside them."""
-    ids: dict[int, list[str]] = {}
-    for position, id in inner:
-        ids.setdefault(position, []).append(id)
-    rounds = []
-    position = 0
-    for round_ in record.rounds:
-        calls = []
-        for call in round_.tool_calls:
-            calls.append(replace(call, loops=(*call.loops, *ids[position])) if position in ids else call)
-            position += 1
-        rounds.append(replace(round_, tool_calls=tuple(calls)))
-    return replace(record, rounds=tuple(rounds))
 
 
 def _place(error: Exception) -> str:

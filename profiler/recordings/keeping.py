@@ -30,6 +30,7 @@ from profiler.errors import RecordError, UsageError
 from profiler.process.lifetime import at_exit
 from profiler.process.modes import opener_like
 from profiler.recordings.drafts import Tally
+from profiler.recordings.sampling import agreed
 from profiler.records import LoopRecord, decode, encode
 from profiler.rundir import Anchor, Door, Recording, RunDirectory, append_lines, recorded_run
 
@@ -38,8 +39,9 @@ if sys.platform != "win32":
 
 FLUSH_SECONDS = 0.2
 """Records are in their file this long after they came."""
-SAVE_SECONDS = 5.0
-"""`run.json` is replaced this often, where anything has changed."""
+SAVE_SECONDS = 1.0
+"""`run.json` is replaced this often, where anything has changed: what it counts is that much older than the
+records at most."""
 LOOK_SECONDS = 60.0
 """How often the folder is looked at for what has become too old."""
 SHARES = 7
@@ -168,6 +170,7 @@ class KeptRuns:
         clock: Callable[[], float] = time.time,
     ) -> None:
         RunDirectory.check_parent(parent)
+        self._made = not os.path.exists(parent)
         try:  # now, and not when the first loop has ended: a server would go on without writing anything
             Path(parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -201,8 +204,12 @@ class KeptRuns:
         tally: Tally | None = None,
         token: object = None,
         clocks: Collection[str] = (),
+        sampled: float | None = None,
     ) -> None:
-        """Write a record; `tally` counts its own calls (`drafts.record_of`), `clocks` are its draft's."""
+        """Write a record; `tally` counts its own calls (`drafts.record_of`), `clocks` are its draft's.
+
+        `sampled`: the share of all such traces that was kept.
+        """
         try:
             text = encode(record)
             decode(text)  # what is written can be read
@@ -210,7 +217,8 @@ class KeptRuns:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return
-        line = _Line(text + b"\n", record, tally, token, clocks or (record.process,))
+        about = (record.provider, record.model, record.resolution_ns)
+        line = _Line(text + b"\n", *about, tally, token, clocks or (record.process,), sampled)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
@@ -252,6 +260,9 @@ class KeptRuns:
         with self._writing:
             self.flush()
             self._end()
+            if self.path is None and self._made:
+                with contextlib.suppress(OSError):  # something is in it
+                    self._parent.rmdir()
 
     def flush(self) -> None:
         """Write what has come so far; for the thread, and for who cannot wait for it."""
@@ -349,6 +360,7 @@ class KeptRuns:
             **asdict(current.tally),
             resolution_ns=current.resolution_ns,
             clocks=max(1, len(current.clocks)),
+            sampled=agreed(current.shares),
             notes=notes,
         )
         current.directory.save(
@@ -419,11 +431,16 @@ class KeptRuns:
 
 
 class _Line(NamedTuple):
+    """A record that waits to be written; without its objects, which take as much memory again as its text."""
+
     text: bytes
-    record: LoopRecord
+    provider: str
+    model: str
+    resolution_ns: int
     tally: Tally | None
     token: object
     clocks: Collection[str]
+    sampled: float | None
 
 
 @dataclass(slots=True)
@@ -453,6 +470,7 @@ class _Current:
     providers: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     clocks: set[str] = field(default_factory=set)
+    shares: set[float | None] = field(default_factory=set)
     resolution_ns: int = 1
 
     def take(self, line: _Line) -> None:
@@ -460,16 +478,17 @@ class _Current:
         self.changed = True
         if line.tally is not None:
             self.tally += line.tally
-        record = line.record
         for known, one, most in (
-            (self.providers, record.provider, 2),
-            (self.models, record.model, 2),
+            (self.providers, line.provider, 2),
+            (self.models, line.model, 2),
         ):
             if len(known) < most:
                 known.add(one)
         if len(self.clocks) < _MOST_CLOCKS:
             self.clocks.update(line.clocks)
-        self.resolution_ns = max(self.resolution_ns, record.resolution_ns)
+        if len(self.shares) < 2:
+            self.shares.add(line.sampled)
+        self.resolution_ns = max(self.resolution_ns, line.resolution_ns)
 
 
 def _only(found: set[str]) -> str:

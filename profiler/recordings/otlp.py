@@ -13,6 +13,7 @@ from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai import Event, Raw, origin_of, span_of, wanted
 from profiler.recordings.otlp_json import LATEST_NS, is_trace, raws_of
 from profiler.recordings.reading import values
+from profiler.recordings.sampling import share_of
 from profiler.recordings.span import Span, packed, unpacked
 from profiler.recordings.spans import loops_of
 
@@ -64,6 +65,7 @@ def _of_protobuf(message: Any, content: bool) -> list[Span]:
                             name,
                             clock,
                             process,
+                            sampled=share_of(span.trace_state),
                         ),
                         content,
                     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from profiler.recordings.genai import Event, Raw, origin_of
 from profiler.recordings.genai_replies import unix_ns
+from profiler.recordings.sampling import share_of
 
 _KINDS = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUS = {"UNSET": 0, "OK": 1, "ERROR": 2}
@@ -122,6 +123,7 @@ def _of_otlp(span: Mapping[str, Any], scope: str, clock: str, process: str) -> R
         scope=scope,
         clock=clock,
         process=process,
+        sampled=share_of(_text(get("traceState", get("trace_state")))),
     )
 
 
@@ -147,6 +149,7 @@ def _of_python(span: Mapping[str, Any]) -> Raw:
         clock=clock,
         process=process,
         resolution_ns=1000,
+        sampled=share_of(_text(context.get("trace_state"))),
     )
 
 
@@ -172,6 +175,7 @@ def _of_go(span: Mapping[str, Any]) -> Raw:
         scope=_text(scope.get("Name")) if isinstance(scope, dict) else "",
         clock=clock,
         process=process,
+        sampled=share_of(_text(span["SpanContext"].get("TraceState"))),
     )
 
 
@@ -218,6 +222,7 @@ def _of_jaeger_span(span: Mapping[str, Any], processes: Mapping[str, Any]) -> Ra
         clock=clock,
         process=process,
         resolution_ns=1000,
+        sampled=share_of(_text(tags.get("w3c.tracestate"))),
     )
 
 

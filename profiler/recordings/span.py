@@ -34,7 +34,7 @@ class Span:
     of its parent, "" for a root. `ended_ns` None: it was never seen to end. `clock` names the machine, or
     the process, whose clock its times are of; `scope` the instrumentation that made it. `agent` is the name
     of the agent that it belongs to; on an agent span, its own (`name` is only what the span is called). On
-    a tool span `name` is the tool's.
+    a tool span `name` is the tool's. `sampled` is the share of all traces that its sampler kept.
 
     Of a model: `calls` are the (id, name) of the calls that its reply asked for, as far as they are told;
     tokens are as in `ModelCall`: input tokens with the cached ones. `resends`: further tries that it only
@@ -76,6 +76,7 @@ class Span:
     result: str | None = None
     prompt: str | None = None
     text: str | None = None
+    sampled: float | None = None
 
 
 _values = attrgetter(*(field.name for field in fields(Span)))

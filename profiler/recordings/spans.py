@@ -16,6 +16,7 @@ from itertools import accumulate
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
+from profiler.recordings.sampling import agreed
 from profiler.recordings.span import Span as Span
 from profiler.recordings.span import below
 from profiler.recordings.span import packed as packed
@@ -38,8 +39,10 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
     sorted_ = families([one for one in spans if (one.trace, one.id) not in inside])
     result: list[LoopDraft | Skipped] = []
     drafts = {id(family): _loop(family, source, content) for family in sorted_.found}
+    sampled = agreed(span.sampled for span in spans)
     for family in sorted_.found:
         draft = drafts[id(family)]
+        draft.sampled = sampled
         parent = family.inside
         if family.spawned_in is not None:
             draft.spawned_by = _key(family.spawned_in.span)

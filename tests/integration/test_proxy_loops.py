@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import urllib.request
@@ -82,7 +81,6 @@ def test_fifty_agents_with_one_prompt_are_told_apart(api: str, stream: bool, tmp
         map(sorted, asked)
     )
     assert sum(record.ambiguous_calls for record in records) == 0
-    missed_ns: list[int] = []
     for record in records:
         assert (record.source, record.provider, record.model) == ("proxy", api, "m")
         for round_ in record.rounds:
@@ -97,8 +95,11 @@ def test_fifty_agents_with_one_prompt_are_told_apart(api: str, stream: bool, tmp
             assert attempt.started_ns <= entry["received_ns"] <= entry["sent_ns"]
             assert attempt.first_byte_ns is not None
             assert entry["sent_ns"] <= attempt.first_byte_ns
-            missed_ns.append(entry["finished_ns"] - model.ended_ns)
+            # When the emulator notes that it has written the last byte, that may have come long ago. But it
+            # writes none before it is due, and streams 2000 tokens a second.
+            assert max(attempt.first_byte_ns, entry["due_ns"]) <= model.ended_ns
             if stream:
+                assert model.ended_ns - entry["due_ns"] >= entry["output_tokens"] * MS // 4
                 assert model.first_token_ns is not None
                 assert model.first_token_ns >= entry["sent_ns"]
                 for call in round_.tool_calls:
@@ -110,8 +111,6 @@ def test_fifty_agents_with_one_prompt_are_told_apart(api: str, stream: bool, tmp
                 for call in round_.tool_calls:
                     assert call.upper_bound == (len(round_.tool_calls) > 1)
     assert not truth
-    # A server looks at its clock when it has written, and a busy machine may let it wait before that.
-    assert statistics.median(missed_ns) < 5 * MS
     recording = proxy.run()["recording"]
     assert recording["door"] == "proxy"
     assert recording["read"] == {"model": sum(len(record.rounds) for record in records)}
@@ -178,18 +177,17 @@ def test_calls_of_mcp_are_exact_whoever_makes_them(tmp_path: Path) -> None:
     assert len(calls) == len(tools) >= 4 * len(names)
     for record, name in zip(records, names, strict=True):
         assert (record.status, record.ambiguous_calls, record.orphan_calls) == ("ok", 0, 0), name
-    # Two that are sent at once may overtake each other on their connections: the k-th of all is compared.
-    starts = sorted(call.started_ns or 0 for call in calls)
-    for started_ns, received_ns in zip(starts, sorted(one["received_ns"] for one in tools), strict=True):
-        assert 0 < started_ns <= received_ns
-    for ended_ns, sent_ns in zip(
-        sorted(call.ended_ns for call in calls), sorted(one["sent_ns"] for one in tools), strict=True
+    for call, entry in zip(
+        sorted(calls, key=lambda one: one.started_ns or 0),
+        sorted(tools, key=lambda one: one["received_ns"]),
+        strict=True,
     ):
-        assert ended_ns >= sent_ns
-    for call in calls:
+        assert call.started_ns is not None
         assert not call.upper_bound
         assert call.derived == ()
         assert call.unknown == ("queued_ns",)
+        assert call.started_ns <= entry["received_ns"]
+        assert call.ended_ns >= entry["sent_ns"]
         assert call.remote is not None
         assert call.remote.server == "toolcall-profiler-emulator"
         assert call.remote.server_ns is not None
@@ -277,14 +275,14 @@ def test_fifty_agents_of_another_server_are_told_apart(tmp_path: Path) -> None:
         map(sorted, asked)
     )
     assert len(log) == sum(len(record.rounds) for record in records) == 100
-    ends = sorted(entry["sent_ns"] for entry in log)
     seen = sorted(round_.model.ended_ns for record in records for round_ in record.rounds)
     starts = sorted(round_.model.started_ns for record in records for round_ in record.rounds)
     assert all(
         ours <= theirs for ours, theirs in zip(starts, sorted(e["received_ns"] for e in log), strict=True)
     )
-    # Its own clock stops when it has written, or a little later on a busy machine; ours when that has come.
-    assert statistics.median(theirs - ours for ours, theirs in zip(seen, ends, strict=True)) < MS
+    # It answers after 50 ms; when it notes that it has, the answer may have come long ago.
+    due = sorted(entry["received_ns"] + 45 * MS for entry in log)
+    assert all(ours >= theirs for ours, theirs in zip(seen, due, strict=True))
     assert all(round_.model.input_tokens is None for record in records for round_ in record.rounds)
 
 
@@ -346,11 +344,11 @@ def test_every_dialect_makes_the_loop_that_its_client_had(tmp_path: Path) -> Non
 FAULTS = """
 [[faults]]
 kind = "http_503"
-probability = 0.2
+probability = 0.3
 
 [[faults]]
 kind = "reset"
-probability = 0.1
+probability = 0.15
 """
 
 

@@ -210,8 +210,48 @@ def test_a_thing_is_said_once(collecting):
 
 def test_few_are_ended_at_once_so_that_what_comes_has_its_turn(collecting):
     collecting.collector.take([one for number in range(30) for one in loop(f"t{number}")])
+    assert not collecting.collector.end_due(20)
     collecting.now = 10
     assert collecting.collector.end_due(20)
     assert len(collecting.shown) == 20
     assert not collecting.collector.end_due(20)
     assert len(collecting.shown) == 30
+
+
+def test_where_more_comes_than_is_ended_at_once_what_is_open_does_not_grow(collecting):
+    for now in range(40):
+        collecting.now = now
+        collecting.collector.take([one for number in range(30) for one in loop(f"t{now}.{number}")])
+        collecting.collector.end_due(5)
+    assert len(collecting.shown) == 30 * 30
+    assert collecting.collector.gauges()[metric("open_traces")] == 10 * 30
+
+
+def test_what_is_read_back_compressed_is_whole(collecting):
+    spans = loop()
+    collecting.collector.take(spans[:2])
+    collecting.at(200)
+    assert collecting.collector.gauges()[metric("open_spans")] == 2
+    collecting.collector.take([spans[1], *spans[2:]])
+    collecting.at(210)
+    (record,) = collecting.records()
+    assert (record.status, len(record.rounds), len(list(record.tool_calls))) == ("ok", 2, 1)
+    assert collecting.run().recording.skipped == {"spans that came before": 1}
+
+
+def test_an_open_trace_that_was_compressed_is_moved_out_of_a_segment_that_is_to_go(tmp_path):
+    collecting = Collecting(tmp_path)
+    collecting.journal._segment_bytes, collecting.journal._most = 1, 2
+    collecting.collector.take(loop("long")[:2])
+    collecting.journal.flush()
+    collecting.at(20)
+    for number in range(4):
+        collecting.collector.take(loop(f"t{number}")[:1])
+        collecting.journal.flush()
+        collecting.at(21 + number)
+    collecting.journal.flush()
+    collecting.journal._lock.close()
+    after = Collecting(tmp_path)
+    assert after.collector.replay(frozenset) == 6
+    for one in (collecting, after):
+        one.collector.close()

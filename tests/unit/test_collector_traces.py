@@ -163,3 +163,49 @@ def test_the_texts_of_open_traces_can_be_had():
     feed.add(0, "a", "1")
     feed.add(0, "a", "2")
     assert [(trace, list(texts)) for trace, texts in feed.open.texts(["a", "b"])] == [("a", [b"x" * 10] * 2)]
+
+
+def test_what_is_quiet_takes_less_memory_and_is_whole_when_it_ends():
+    open_ = OpenTraces(PATIENCE)
+    texts = {f"{number}": b"the same words " * 20 + b"%d" % number for number in range(10)}
+    for id_ in list(texts)[:6]:
+        assert open_.add(span(id_=id_), texts[id_], 0) == "new"
+    before = open_.size
+    assert list(open_.due(14)) == []
+    assert open_.size == before == sum(map(len, list(texts.values())[:6]))
+    assert list(open_.due(15)) == []
+    assert open_.size < before / 4
+    assert open_.add(span(id_="0"), b"again", 100) == "repeated"
+    for id_ in list(texts)[6:]:
+        assert open_.add(span(id_=id_), texts[id_], 100) == "new"
+    assert [(trace, list(found)) for trace, found in open_.texts(["t"])] == [("t", list(texts.values()))]
+    assert list(open_.due(115)) == []
+    assert open_.add(span(id_="9"), b"again", 120) == "repeated"
+    assert open_.add(span(id_="r", parent=""), b"root", 120) == "new"
+    (ended,) = open_.due(130)
+    assert ended.traces == {"t": {**texts, "r": b"root"}}
+    assert (len(open_), open_.spans, open_.size, len(open_._loose)) == (0, 0, 0, 0)
+
+
+def test_a_span_that_ends_after_its_beginning_was_compressed_counts_once():
+    open_ = OpenTraces(PATIENCE)
+    open_.add(span(id_="r", parent="", ended_ns=None), b"began", 0)
+    assert list(open_.due(20)) == []
+    assert open_.add(span(id_="r", parent="", ended_ns=None), b"began", 21) == "repeated"
+    assert open_.add(span(id_="r", parent=""), b"ended", 22) == "new"
+    assert open_.add(span(id_="r", parent=""), b"ended", 22) == "repeated"
+    assert open_.spans == 1
+    (ended,) = open_.due(32)
+    assert ended.traces == {"t": {"r": b"ended"}}
+    assert (open_.spans, open_.size) == (0, 0)
+
+
+def test_traces_of_a_conversation_are_joined_also_when_compressed():
+    open_ = OpenTraces(PATIENCE)
+    for at, trace in ((0, "one"), (100, "two")):
+        open_.add(span(trace, "r", "", conversation="c"), trace.encode(), at)
+        assert list(open_.due(at + 20)) == []
+        assert open_.add(span(trace, "r", "", conversation="c"), b"", at + 20) == "repeated"
+    (ended,) = open_.due(500)
+    assert ended.traces == {"one": {"r": b"one"}, "two": {"r": b"two"}}
+    assert (len(open_), open_.spans, open_.size, len(open_._loose)) == (0, 0, 0, 0)

@@ -168,13 +168,6 @@ def test_opened_reads_a_file_that_grows_to_where_it_was(tmp_path):
     opened.close()
 
 
-def test_zstd_without_its_library_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    (tmp_path / "file.zst").write_bytes(b"\x28\xb5\x2f\xfd")
-    with pytest.raises(RecordError, match="pip install zstandard"):
-        Opened(tmp_path / "file.zst")
-
-
 RECORD = {"id": "l", "strategy": "gathered", "provider": "openai", "started_ns": 1, "rounds": [], "schema": 2}
 
 
