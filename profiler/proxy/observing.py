@@ -1,8 +1,8 @@
 """The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
 
-Events are told a little later, in turns of the event loop of their own, half a millisecond's worth at a time,
-so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is
-left out and counted.
+Events are told a little later, in turns of the event loop of their own, a quarter of a millisecond's worth at
+a time, so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not
+fit is left out and counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DELAY_SECONDS = 0.25
 """How long events wait to be told, many together: to make sense of an exchange costs several times as much
 where the forwarding of others comes before each (whose code and data push this code's out of the caches)."""
 
-TURN_NS = 400_000
+TURN_NS = 250_000
 
 _Event = Literal["requested", "responding", "ended"]
 
