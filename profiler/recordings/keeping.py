@@ -146,8 +146,8 @@ class KeptRuns:
     `anchor` is an instant on Unix time and on the clock of the records' times. `title` and `options` are the
     run's title and arguments. `written` is told the tokens of records whose lines are in their file, in the
     thread that writes them. `check` raises `RecordError` for a line that nothing could read; the default
-    reads it, which takes as long as all else. The first run directory is made with the first record; `path` is that
-    of the newest, None until then.
+    reads it, which takes as long as all else. The first run directory is made with the first record; `path`
+    is that of the newest, None until then.
 
     After a failed write (a full disk) the next is tried all the same; what was lost is counted in `lost`, and
     among what the run skipped. Raises `RecordError` when no run directory can be made in `parent`.
