@@ -65,6 +65,7 @@ class Watching:
         self._queue: deque[tuple[_Event, Exchange]] = deque()
         self._responding: dict[Exchange, None] = {}
         self._scheduled = False
+        self._told = 0
         self._salt = secrets.token_bytes(16)
         self.held = 0
         self.dropped = 0
@@ -128,19 +129,31 @@ class Watching:
             self._scheduled = True
             self._loop.call_later(DELAY_SECONDS, self._turn)
 
+    async def catch_up(self) -> None:
+        """Tell everything that waits now, in turns."""
+        last = self._told + len(self._queue)
+        while self._told < last:
+            self._some()
+            await asyncio.sleep(0)
+
     def _turn(self) -> None:
         self._scheduled = False
+        self._some()
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _some(self) -> None:
+        """As much as one turn may take, and one event at least."""
         until = time.monotonic_ns() + TURN_NS
         while self._queue:
             self._tell()
             if time.monotonic_ns() >= until:
                 break
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
 
     def _tell(self) -> None:
         event, exchange = self._queue.popleft()
+        self._told += 1
         observer = self._observer
         assert observer is not None
         if exchange.raw_request:

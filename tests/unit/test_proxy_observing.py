@@ -72,6 +72,29 @@ def test_watching_tells_events_in_their_order_after_the_turn_in_which_they_happe
     run_virtual(main)
 
 
+def test_watching_catches_up_with_what_waits_and_not_with_what_comes_meanwhile() -> None:
+    async def main(clock: object) -> None:
+        told = Told()
+        seen = watching(told, [])
+        for number in (1, 2, 3):
+            seen.requested(exchange(number))
+
+        async def on() -> None:
+            while True:
+                seen.requested(exchange(4))
+                await asyncio.sleep(0)
+
+        going_on = asyncio.create_task(on())
+        await seen.catch_up()
+        going_on.cancel()
+        assert [number for _, number, _ in told.events[:3]] == [1, 2, 3]
+        await seen.catch_up()
+        await seen.catch_up()  # nothing waits
+        assert seen.held == 0
+
+    run_virtual(main)
+
+
 def test_watching_tells_no_header_that_may_hold_a_credential() -> None:
     async def main(clock: object) -> None:
         one = exchange(1)
