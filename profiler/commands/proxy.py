@@ -95,7 +95,7 @@ def proxy(arguments: argparse.Namespace) -> int:
     from profiler.proxy.routes import routes
     from profiler.proxy.server import ProxyServer, tls_context
     from profiler.recordings.drafts import Tally
-    from profiler.recordings.keeping import KeptRuns, parse_keep
+    from profiler.recordings.keeping import KeptRuns, check_numbers, parse_keep
     from profiler.records import LoopRecord
     from profiler.rundir import Anchor
 
@@ -103,7 +103,8 @@ def proxy(arguments: argparse.Namespace) -> int:
     secure = any(one.scheme == "https" for one in found.upstreams)
     tls = tls_context(arguments.upstream_ca) if secure or arguments.upstream_ca else None
     keep = parse_keep(arguments.keep)
-    runs = KeptRuns(arguments.out, "proxy", keep, "what went through the proxy", Anchor.now())
+    title = "what went through the proxy"
+    runs = KeptRuns(arguments.out, "proxy", keep, title, Anchor.now(), check=check_numbers)
     shown = PrometheusSink()
     exposition = Exposition(shown)
 

@@ -19,6 +19,7 @@ with equality for most. Groq's 14,400 requests, of which 30 are back in 179.56 s
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ _LEFT_OUT = frozenset(("per", "project"))
 """Words of a header's name that say nothing of what is counted."""
 
 
+@functools.lru_cache(maxsize=512)  # the same few names with every response
 def is_rate_limit(name: str) -> bool:
     """Whether a header, its name in lower case, is one of those that `stated` reads."""
     return name in _LISTS or _PREFIX.match(name) is not None

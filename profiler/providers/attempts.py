@@ -183,7 +183,9 @@ def read_headers(
     """
     read = [(name, value.decode("latin-1")) for raw, value in headers if (name := _read(raw)) is not None]
     found = dict(read)
-    request_id = next((found[name] for name in reversed(_REQUEST_ID) if name in found), None)
+    request_id = None
+    for name in _REQUEST_ID:
+        request_id = found.get(name, request_id)
     wait = found.get("retry-after-ms"), found.get("retry-after")
     retry_after = None if wait == (None, None) else asked_wait_ns(*wait, found.get("date"))
     if request_id is not None:

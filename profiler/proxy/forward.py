@@ -99,7 +99,6 @@ class Forward:
             if isinstance(own, Answer):
                 self._answer(*own)
             else:
-                self.watching.flush()  # a client sees in /metrics what it has done before
                 self.task = asyncio.get_running_loop().create_task(self._made(own))
             return
         assert self.upstream is not None
@@ -113,6 +112,7 @@ class Forward:
 
     async def _made(self, make: Callable[[], Answer]) -> None:
         try:
+            await self.watching.catch_up()  # a client sees in /metrics what it has done before
             answer = await asyncio.to_thread(make)
         except Exception as error:
             self.client.server.defect(error)

@@ -219,6 +219,9 @@ def shown(headers: Raw, secrets: Collection[bytes] = (), held: list[bytes] | Non
     the values that are left out.
     """
     told = []
+    if secrets:
+        whole = b"\n".join([value for _, value in headers])
+        secrets = [secret for secret in secrets if secret in whole]
     for name, value in headers:
         lower = _names.get(name)
         if lower is None:
@@ -230,7 +233,7 @@ def shown(headers: Raw, secrets: Collection[bytes] = (), held: list[bytes] | Non
         if not lower:
             if held is not None:
                 held.append(value)
-        elif not any(secret in value for secret in secrets):
+        elif not secrets or not any(secret in value for secret in secrets):
             told.append((lower, value))
     return told
 

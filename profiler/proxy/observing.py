@@ -1,8 +1,8 @@
 """The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
 
-Events are told a little later, in turns of the event loop of their own, half a millisecond's worth at a time,
-so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is
-left out and counted.
+Events are told a little later, in turns of the event loop of their own, a quarter of a millisecond's worth at
+a time, so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not
+fit is left out and counted.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MOST_HELD = 192 * 2**20
 """Bytes of all of them."""
 
 MOST_EVENTS = 20_000
-DELAY_SECONDS = 0.02
-"""How long events wait to be told, several together: right after its bytes were handed on a client is woken,
-and an answer may be there at once, and neither should find the processor taken."""
+DELAY_SECONDS = 0.25
+"""How long events wait to be told, many together: to make sense of an exchange costs several times as much
+where the forwarding of others comes before each (whose code and data push this code's out of the caches)."""
 
-TURN_NS = 500_000
+TURN_NS = 250_000
 
 _Event = Literal["requested", "responding", "ended"]
 
@@ -65,6 +65,7 @@ class Watching:
         self._queue: deque[tuple[_Event, Exchange]] = deque()
         self._responding: dict[Exchange, None] = {}
         self._scheduled = False
+        self._told = 0
         self._salt = secrets.token_bytes(16)
         self.held = 0
         self.dropped = 0
@@ -128,19 +129,31 @@ class Watching:
             self._scheduled = True
             self._loop.call_later(DELAY_SECONDS, self._turn)
 
+    async def catch_up(self) -> None:
+        """Tell everything that waits now, in turns."""
+        last = self._told + len(self._queue)
+        while self._told < last:
+            self._some()
+            await asyncio.sleep(0)
+
     def _turn(self) -> None:
         self._scheduled = False
+        self._some()
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _some(self) -> None:
+        """As much as one turn may take, and one event at least."""
         until = time.monotonic_ns() + TURN_NS
         while self._queue:
             self._tell()
             if time.monotonic_ns() >= until:
                 break
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
 
     def _tell(self) -> None:
         event, exchange = self._queue.popleft()
+        self._told += 1
         observer = self._observer
         assert observer is not None
         if exchange.raw_request:

@@ -20,7 +20,7 @@ Wall clocks step: what would end before it began lasts 0, and is counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from profiler.records import (
     RECORDED,
@@ -157,7 +157,14 @@ class Tally:
     clamped: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Tally)))
+        return Tally(
+            self.exact + other.exact,
+            self.derived + other.derived,
+            self.upper_bounds + other.upper_bounds,
+            self.never_ended + other.never_ended,
+            self.never_started + other.never_started,
+            self.clamped + other.clamped,
+        )
 
 
 def record_of(loop: LoopDraft, tally: Tally, origin_ns: int = 0) -> LoopRecord:

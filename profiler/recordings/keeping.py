@@ -31,7 +31,7 @@ from profiler.process.lifetime import at_exit
 from profiler.process.modes import opener_like
 from profiler.recordings.drafts import Tally
 from profiler.recordings.sampling import agreed
-from profiler.records import LoopRecord, decode, encode
+from profiler.records import MOST, LoopRecord, decode, encode
 from profiler.rundir import Anchor, Door, Recording, RunDirectory, append_lines, recorded_run
 
 if sys.platform != "win32":
@@ -148,8 +148,9 @@ class KeptRuns:
 
     `anchor` is an instant on Unix time and on the clock of the records' times. `title` and `options` are the
     run's title and arguments. `written` is told the tokens of records whose lines are in their file, in the
-    thread that writes them. The first run directory is made with the first record; `path` is that of the
-    newest, None until then.
+    thread that writes them. `check` raises `RecordError` for a line that nothing could read; the default
+    reads it, which takes as long as all else. The first run directory is made with the first record; `path`
+    is that of the newest, None until then.
 
     After a failed write (a full disk) the next is tried all the same; what was lost is counted in `lost`, and
     among what the run skipped. Raises `RecordError` when no run directory can be made in `parent`.
@@ -167,6 +168,7 @@ class KeptRuns:
         *,
         options: dict[str, Any] | None = None,
         written: Callable[[Sequence[object]], None] = lambda tokens: None,
+        check: Callable[[bytes], object] = decode,
         clock: Callable[[], float] = time.time,
     ) -> None:
         RunDirectory.check_parent(parent)
@@ -184,6 +186,7 @@ class KeptRuns:
         self._anchor = anchor
         self._options = options or {}
         self._written = written
+        self._check = check
         self._clock = clock
         self._waiting: deque[_Line] = deque()  # its appends and pops are atomic
         self._waiting_bytes = 0
@@ -212,7 +215,7 @@ class KeptRuns:
         """
         try:
             text = encode(record)
-            decode(text)  # what is written can be read
+            self._check(text)  # what is written can be read
         except (orjson.JSONEncodeError, RecordError):
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
@@ -428,6 +431,16 @@ class KeptRuns:
     def _lose(self, count: int, reason: str) -> None:
         self.lost += count
         self.count_skipped(f"loops: {reason}", count)
+
+
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * len(str(MOST))
+
+
+def check_numbers(line: bytes) -> None:
+    """For `KeptRuns`: where the types of all fields are known to be right, only a number may be too large."""
+    if _LONG_NUMBER in line.translate(_DIGITS):
+        decode(line)
 
 
 class _Line(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from profiler.proxy.observing import Watching
+from profiler.proxy.observing import DELAY_SECONDS, Watching
 from profiler.proxy.seen import Exchange
 from profiler.testing import run_virtual
 
@@ -53,20 +53,43 @@ def test_watching_tells_events_in_their_order_after_the_turn_in_which_they_happe
         seen.keep(first.response, 5, b"one")
         seen.responding(first)
         assert told.events == []
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         assert told.events == [("requested", 1, b"one")]  # what goes on is told at the tick
         seen.tick(0)
         seen.keep(first.response, 6, b"two")
         seen.responding(first)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         seen.ended(first, "complete", 7)
         seen.ended(first, "client gone", 8)
         seen.requested(second)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         seen.tick(0)  # nothing more of what has ended
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         assert told.events[1:] == [("responding", 1, b"onetwo"), ("ended", 1, b""), ("requested", 2, b"")]
         assert (first.outcome, first.ended_ns, first.response.size) == ("complete", 7, 6)
+        assert seen.held == 0
+
+    run_virtual(main)
+
+
+def test_watching_catches_up_with_what_waits_and_not_with_what_comes_meanwhile() -> None:
+    async def main(clock: object) -> None:
+        told = Told()
+        seen = watching(told, [])
+        for number in (1, 2, 3):
+            seen.requested(exchange(number))
+
+        async def on() -> None:
+            while True:
+                seen.requested(exchange(4))
+                await asyncio.sleep(0)
+
+        going_on = asyncio.create_task(on())
+        await seen.catch_up()
+        going_on.cancel()
+        assert [number for _, number, _ in told.events[:3]] == [1, 2, 3]
+        await seen.catch_up()
+        await seen.catch_up()  # nothing waits
         assert seen.held == 0
 
     run_virtual(main)
@@ -78,7 +101,7 @@ def test_watching_tells_no_header_that_may_hold_a_credential() -> None:
         one.raw_response = [(b"Set-Cookie", b"c"), (b"X-RateLimit-Remaining-Tokens", b"5")]
         seen = watching(Told(), [])
         seen.requested(one)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         assert one.request_headers == [(b"accept", b"a"), (b"accept", b"b"), (b"mcp-session-id", b"s")]
         assert one.response_headers == [(b"x-ratelimit-remaining-tokens", b"5")]
         assert one.header(b"accept") == b"b"
@@ -115,7 +138,7 @@ def test_watching_leaves_out_and_counts_what_its_queue_cannot_take() -> None:
             seen.requested(one)
         for one in many:
             seen.ended(one, "complete", 1)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * DELAY_SECONDS)
         assert told.events == [
             ("requested", 0, b""),
             ("requested", 1, b""),

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -296,11 +296,16 @@ class ReplyReader:
 
     def _set_cache_written(self, *places: Mapping[str, Any]) -> None:
         """Set what was written to the cache, and of that what for an hour, from where servers put it."""
-        if all(_OF_CACHE.isdisjoint(place) for place in places):
+        for place in places:
+            if not _OF_CACHE.isdisjoint(place):
+                break
+        else:
             return  # as of most servers
-        lifetimes = [*(object_of(place.get(name)) for place in places for name in _LIFETIMES), *places]
-        hour, minutes = (self._count(*_all_of(lifetimes, names)) for names in (_HOUR, _MINUTES))
-        written = self._count(*_all_of(places, _WRITTEN))
+        nested = [object_of(place[name]) for place in places for name in _LIFETIMES if name in place]
+        lifetimes = (*nested, *places)
+        hour = self._count(_first_of(lifetimes, _HOUR))
+        minutes = self._count(_first_of(lifetimes, _MINUTES))
+        written = self._count(_first_of(places, _WRITTEN))
         if written is None and (hour, minutes) != (None, None):
             written = (hour or 0) + (minutes or 0)
         if hour is not None and written is not None:
@@ -336,13 +341,13 @@ class ReplyReader:
 
         None where the server did not say, or said something that is no count.
         """
-        value = next((value for value in values if value is not None), None)
-        if value is None:
-            return None
-        if not _is_count(value):
-            self.unreadable += 1
-            return None
-        return int(value)
+        for value in values:
+            if value is not None:
+                if _is_count(value):
+                    return int(value)
+                self.unreadable += 1
+                return None
+        return None
 
 
 def _is_count(value: Any) -> bool:
@@ -351,8 +356,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
-def _all_of(places: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Iterator[Any]:
-    return (place.get(name) for place in places for name in names)
+def _first_of(places: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Any:
+    """The first that is not None, or None."""
+    for place in places:
+        for name in names:
+            if (value := place.get(name)) is not None:
+                return value
+    return None
 
 
 def object_of(value: Any) -> dict[str, Any]:
