@@ -51,11 +51,12 @@ def render_recorded(
     Without `tally`, for a caller that has said where the records are from, it is the verdict alone. `quota`
     is what a provider allows, where the user knows it.
     """
-    said = words(recorded_figures(records, run.recording, quota), run.recording, run.anchor)
-    lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
+    figures = recorded_figures(records, run.recording, quota)
+    said = words(figures, run.recording, run.anchor)
+    lead, *others = said.found if not tally else [f"{clean(run.scenario)}, {said.of[0]}", *said.found]
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
-    lines += [line for one in others for line in wrapped(f"{one}.", width)]
+    lines += [line for one in (*others, *_loops(figures)) for line in wrapped(f"{one}.", width)]
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
     for one in rest:
         block = wrapped(f"{one}.", width)
@@ -89,10 +90,10 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         yield "No loop was recorded: there is nothing to say"
         return
     if not figures.parallel:
-        yield (
-            "No round asked for several calls, so nothing can be said about running calls at once "
-            f"({counted(figures.called, 'round')} had one call)"
-        )
+        why = f"No round asked for several calls ({counted(figures.called, 'round')} had one call)"
+        if not figures.called:
+            why = "No tool call was recorded"
+        yield f"{why}, so nothing can be said about running calls at once"
         return
     if figures.proxied.rounds:
         yield from _proxied(figures)
@@ -105,26 +106,31 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         if not turn.rounds:
             known = "is known to have run" if left_out else "ran"
             yield f"No round of several calls {known} them one after another"
-    elif not turn.rounds:
+    elif not turn.rounds and figures.proxied.rounds < figures.parallel:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded
     if bounded.rounds > figures.proxied.rounds:
         # The work less the time that any call ran: a call that started later overlaps less, never more.
-        yield (
-            f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
-            f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
-        )
+        most = bounded.work_seconds - bounded.busy_seconds
+        said = f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds"
+        if bounded.peak < 2:
+            yield f"{said} did not overlap"
+        else:
+            yield f"{said} overlapped for at most {duration(most)} in all, at most {bounded.peak} at once"
 
 
 def _proxied(figures: RecordedFigures) -> Iterator[str]:
     walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
-    tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
+    tail = "" if walls.p95 is None else f", 95 % of them at most {duration(walls.p95)}"
     share = f", {percent(in_all / figures.loop_seconds)} of the loops' time" if figures.loop_seconds else ""
     rounds = counted(figures.proxied.rounds, "round")
-    yield f"{rounds} of several calls took {duration(in_all)} in all{share}: of each group this is exact"
     yield (
-        f"Half of these groups took at most {duration(walls.p50)}{tail}; how long a call of one took is not "
-        "known, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
+        f"{rounds} of several calls took {duration(in_all)} in all{share}, from the model's answer to the "
+        f"next request (exact): half of them at most {duration(walls.p50)}{tail}"
+    )
+    yield (
+        "Whether their calls overlapped, and what gathering them would change, is not known "
+        "(--mcp-upstream sees each call of an MCP server)"
     )
 
 
@@ -190,6 +196,23 @@ def _left_out(figures: RecordedFigures) -> str:
     if not found:
         return ""
     return f"{', '.join(found)} and are left out"
+
+
+def _loops(figures: RecordedFigures) -> Iterator[str]:
+    """How long loops took and how many failed; the page says so beside the verdict, from its own table."""
+    walls = figures.walls
+    if not walls.count or figures.slowest is None:
+        return
+    failed = sum(figures.failed.values())
+    why = ", ".join(f"{clean(what, 60)} {count:,}" for what, count in list(figures.failed.items())[:3])
+    slowest = duration(figures.slowest)
+    if walls.count == 1:
+        ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.failed)
+        yield f"The loop took {slowest}{ended}"
+        return
+    tail = "" if walls.p95 is None else f"95 % at most {duration(walls.p95)}, "
+    said = f"Half of the loops took at most {duration(walls.p50)}, {tail}the slowest {slowest}"
+    yield said + (f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else "")
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:
@@ -279,7 +302,12 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
     if recording is None:
         return
     if recording.read:
-        kept = ", ".join(f"{count:,} ({clean(what, 80)})" for what, count in recording.read.items())
+        if recording.door == "proxy":  # what was read are requests, by what they were for
+            kept = ", ".join(
+                f"{counted(n, f'{clean(what, 80)} request')}" for what, n in recording.read.items()
+            )
+        else:
+            kept = ", ".join(f"{n:,} ({clean(what, 80)})" for what, n in recording.read.items())
         yield f"Read: {kept}; {_skipped(recording)}"
     for one in recording.notes:
         note = clean(one, 300).rstrip(".")
@@ -296,10 +324,11 @@ def _date(anchor: Anchor, at_ns: int) -> str:
 def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
     tools = figures.tools
     derived = sum(one.derived for one in tools)
+    bounds = sum(one.upper_bounds for one in tools)
     counts = {
         "exact": sum(one.latency.count for one in tools) - derived,
         "derived": derived,
-        "upper bounds": sum(one.upper_bounds for one in tools),
+        "upper bound" if bounds == 1 else "upper bounds": bounds,
         "never ended": sum(one.never_ended for one in tools),
         "never started": sum(one.never_started for one in tools),
         "only waits": sum(one.waits for one in tools),
@@ -371,7 +400,7 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
     elif not figures.quotas:
         why = "no rate-limit headers are in the recording"
         if figures.headers:
-            why = "the headers in the recording state none that is told, or none that limits anybody"
+            why = "rate-limit headers are in the recording, but no limit that can be read and reached"
         how = "profiler report RUN --quota 500rpm,30000itpm holds it against one"
         yield f"how near a quota was: {why} ({how})"
     else:

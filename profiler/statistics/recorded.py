@@ -10,6 +10,7 @@ when more of them run at once is in no recording, nor why calls ran as they did.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,7 +81,8 @@ class RecordedFigures:
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
-    some response stated limits, though perhaps such as limit nobody.
+    some response stated limits, though perhaps such as limit nobody. `walls` and `slowest` are of the loops
+    that ran inside no other, `failed` counts those of them that failed by what they failed of.
     """
 
     loops: int
@@ -118,6 +120,9 @@ class RecordedFigures:
     rounds_dropped: int
     unreadable: int
     untimed_server_tools: int
+    walls: Percentiles
+    slowest: float | None
+    failed: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -153,6 +158,8 @@ class Recorded:
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
         self._loop_ns = 0
+        self._walls = Samples()
+        self._failed: Counter[str] = Counter()
         self._totals, self._measured = Adding(), Adding()
         self._concluded = _Concluded()
         self._inside: dict[str, tuple[str, _Concluded]] = {}
@@ -193,6 +200,9 @@ class Recorded:
             self._inside[record.id] = (record.parent, concluded)
         else:
             self._loop_ns += record.wall_ns
+            self._walls.add(record.wall_ns)
+            if not record.good:
+                self._failed[_failure(record)] += 1
         for round_ in record.rounds:
             self._rounds += 1
             if round_.model.asked:
@@ -279,7 +289,7 @@ class Recorded:
         self._proxied_ns += took
 
     def _model(self, model: ModelCall) -> None:
-        key = (model.provider, model.model)
+        key = (_owner(model.provider), model.model)
         usage = self._usage.get(key)
         if usage is None:
             usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
@@ -352,6 +362,9 @@ class Recorded:
             rounds_dropped=self._dropped,
             unreadable=self._unreadable,
             untimed_server_tools=self._untimed,
+            walls=Percentiles.of(self._walls),
+            slowest=self._walls.quantile(1.0),
+            failed=dict(self._failed.most_common()),
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:
@@ -371,12 +384,12 @@ class Recorded:
 
     def _shares(self, known: KnownQuota) -> Iterable[QuotaShare]:
         """The highest of any model, for each limit."""
-        named = {provider for provider, _ in self._usage}
+        named, owner = {provider for provider, _ in self._usage}, _owner(known.provider)
         for limit in known.limits:
             window_ns = limit.window_ns or MINUTE_NS
             found = None
             for (provider, model), usage in self._usage.items():
-                if known.provider in named and provider != known.provider:
+                if owner in named and provider != owner:
                     continue
                 most, cached = usage.peak(limit.resource, window_ns)
                 unknown = 0 if limit.resource == "requests" else usage.unknown
@@ -394,6 +407,20 @@ class Recorded:
                 found = one if found is None or one.peak > found.peak else found
             if found is not None and found.limit:
                 yield found
+
+
+def _owner(provider: str) -> str:
+    """Whose quota a request uses: OpenAI's limits are of a model, whichever of its APIs is asked."""
+    return "openai" if provider == "openai-responses" else provider
+
+
+def _failure(record: LoopRecord) -> str:
+    """Why a loop failed, in a word: its own end, or its first call that failed."""
+    if record.status != "ok":
+        return record.error_type or record.status
+    return next(
+        (f"{call.failure} ({call.name})" for call in record.tool_calls if call.failure), "a call failed"
+    )
 
 
 def recorded_figures(

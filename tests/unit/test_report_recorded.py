@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cli import main
+from profiler.limits.known import parse_quota
 from profiler.recordings.drafts import LoopDraft
 from profiler.records import Attempt
 from profiler.report.html import write_any
@@ -127,18 +128,39 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     assert "what other clients of the same key used of the quota" in said.cannot
 
 
+def test_both_apis_of_one_provider_use_one_quota() -> None:
+    chat, responses = records(loop([], at=0), loop([], at=1000))
+    moved = replace(responses.rounds[0].model, provider="openai-responses")
+    both = [chat, replace(responses, rounds=(replace(responses.rounds[0], model=moved),))]
+    (share,) = recorded_figures(both, quota=parse_quota("openai:rpm=4")).quotas
+    assert (share.peak, share.provider) == (2, "openai")
+
+
+def test_calls_with_upper_bounds_that_cannot_have_overlapped_are_said_not_to() -> None:
+    assert "Calls of the 1 round with upper bounds did not overlap" in found(
+        loop([bound("a", 100, 200), exact("b", 300, 400)])
+    )
+
+
+def test_terminal_says_how_long_loops_took_and_how_many_failed() -> None:
+    dead = replace(records(turn(0))[0], status="error", error_type="connection")
+    text = " ".join(render_recorded(run_of(turn(0), turn(1000)), [dead, *records(turn(1000))], 110).split())
+    assert "Half of the loops took at most" in text
+    assert "1 of 2 loops failed (connection 1)." in text
+
+
 def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -> None:
     draft = loop([bound("a", 100, 300), bound("b", 100, 300)], source="proxy")
     asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
     draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
-    first, second, third = found(draft)
+    first, second = found(draft)
     assert first == (
-        "1 round of several calls took 200 ms in all, 67 % of the loops' time: of each group this is exact"
+        "1 round of several calls took 200 ms in all, 67 % of the loops' time, from the model's answer to "
+        "the next request (exact): half of them at most 200 ms"
     )
     assert second.startswith(
-        "Half of these groups took at most 200 ms; how long a call of one took is not known"
+        "Whether their calls overlapped, and what gathering them would change, is not known"
     )
-    assert third.startswith("Nothing can be said about running calls at once: 100 %")
 
 
 @pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])
@@ -150,14 +172,14 @@ def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], wid
     lines = text.splitlines()
     assert len(lines) <= MOST_LINES
     assert max(map(len, lines)) <= width
-    assert lines[0].startswith("traces.jsonl: imported")
+    assert lines[0].startswith("traces.jsonl, imported")
 
 
 def test_terminal_tells_the_tally(tmp_path: Path) -> None:
     loops = [turn(0), bounded(1000)]
     run = run_of(*loops, read={"otel": 12}, skipped={"torn line": 1}, resolution_ns=1000, clocks=2, clamped=3)
     text = " ".join(render_recorded(run, records(*loops), 110).split())
-    assert "traces.jsonl: imported (otel): 2 loops, 2 rounds, 4 calls." in text
+    assert "traces.jsonl, imported (otel): 2 loops, 2 rounds, 4 calls." in text
     assert (
         "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
     )
