@@ -23,6 +23,8 @@ MOST_LINES = 25
 """Lines that `render_recorded` takes at most."""
 MOST_REASONS = 6
 MOST_TOOLS = 3
+FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
+"""So many loops of a single request, and such a share of all, are worth a word."""
 WORTH_SAYING = 0.01
 """Gaps below this share of the time of a round's calls are not worth a word."""
 
@@ -68,9 +70,15 @@ def words(
     figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
 ) -> Words:
     """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
+    ended, outermost = list(_ended(figures)), figures.loops - figures.nested
+    mostly_failed = 2 * sum(figures.ended.failed.values()) >= outermost
     return Words(
         [
+            *(ended if mostly_failed else ()),
             *_concurrency(figures),
+            *(() if mostly_failed else ended),
+            *_took(figures),
+            *_single(figures),
             *_tools(figures),
             *_waits(figures),
             *_first_token(figures),
@@ -190,6 +198,47 @@ def _left_out(figures: RecordedFigures) -> str:
     if not found:
         return ""
     return f"{', '.join(found)} and are left out"
+
+
+def _ended(figures: RecordedFigures) -> Iterator[str]:
+    """`3 of 20 loops failed (2 connection, 1 http_500); 1 was cancelled; in 2 a call failed`."""
+    ended, loops = figures.ended, figures.loops - figures.nested
+    parts = []
+    if failed := sum(ended.failed.values()):
+        ordered = sorted(ended.failed.items(), key=lambda one: -one[1])
+        why = [f"{'' if len(ordered) == 1 else f'{count:,} '}{clean(word, 60)}" for word, count in ordered]
+        more = [f"{len(why) - MOST_REASONS} more reasons"] if len(why) > MOST_REASONS else []
+        parts.append(
+            f"{failed:,} of {counted(loops, 'loop')} failed ({', '.join(why[:MOST_REASONS] + more)})"
+        )
+    if ended.cancelled:
+        of = "" if parts else f" of {counted(loops, 'loop')}"
+        parts.append(f"{ended.cancelled:,}{of} {_were(ended.cancelled)} cancelled")
+    if ended.incomplete:
+        of = "" if parts else f" of {counted(loops, 'loop')}"
+        parts.append(f"in {ended.incomplete:,}{of} a call failed, and the model answered all the same")
+    if parts:
+        said = "; ".join(parts)
+        yield said[0].upper() + said[1:]
+
+
+def _took(figures: RecordedFigures) -> Iterator[str]:
+    seen = figures.ended.seconds
+    if seen.count:
+        tail = "" if seen.p95 is None else f", p95 {duration(seen.p95)}, p99 {duration(seen.p99)}"
+        yield f"A loop took {duration(seen.p50)} (p50{tail}; {counted(seen.count, 'loop')} with an answer)"
+
+
+def _single(figures: RecordedFigures) -> Iterator[str]:
+    """Requests that nothing joined are no agents, though each is a loop here."""
+    outermost = figures.loops - figures.nested
+    if figures.single < FEWEST_SINGLE or figures.single < SINGLE_SHARE * outermost:
+        return
+    of = "All" if figures.single == outermost else f"{figures.single:,} of"
+    yield (
+        f"{of} {counted(outermost, 'loop')} are single requests without a call: nothing in the spans joins "
+        "them into loops"
+    )
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:

@@ -27,6 +27,10 @@ from profiler.statistics.usage import QuotaShare, Usage
 MOST_TOOLS = 1000
 """Tools that are told apart: a model may make up names."""
 OTHERS = "(others)"
+SPANS = frozenset(("otel", "langfuse"))
+"""Sources in which a loop is what spans were joined to: where nothing joins them, each request is one."""
+MOST_REASONS = 50
+"""Reasons why loops failed that are told apart: another program names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,19 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """How the loops that ran inside no other ended: `failed` by why, without those that were `cancelled`.
+
+    `incomplete` ones came to an answer although a call had failed; `seconds` are of all that did.
+    """
+
+    failed: dict[str, int]
+    cancelled: int
+    incomplete: int
+    seconds: Percentiles
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedFigures:
     """What one recording says. `sources` counts loops by what they were made from.
 
@@ -75,6 +92,8 @@ class RecordedFigures:
     one after another) and `overlapped`; `parallel` rounds asked for several calls, of which `left_out` are in
     neither, among them the `bounded` ones with an upper bound. A loop inside a call of a round that is
     concluded from is not counted beside it: its time is part of it.
+
+    `single` loops of spans are of one model request, and no call is known to have run in them.
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
@@ -85,6 +104,8 @@ class RecordedFigures:
 
     loops: int
     nested: int
+    ended: Ended
+    single: int
     rounds: int
     called: int
     sources: dict[str, int]
@@ -147,6 +168,9 @@ class Recorded:
     """
 
     def __init__(self) -> None:
+        self._failed: dict[str, int] = {}
+        self._cancelled = self._incomplete = self._single = 0
+        self._took = Samples()
         self._loops = self._nested = self._rounds = self._called = self._parallel = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
@@ -193,12 +217,27 @@ class Recorded:
             self._inside[record.id] = (record.parent, concluded)
         else:
             self._loop_ns += record.wall_ns
+            self._end(record)
         for round_ in record.rounds:
             self._rounds += 1
             if round_.model.asked:
                 self._model(round_.model)
             if round_.tool_calls:
                 self._round(record, round_, concluded)
+
+    def _end(self, record: LoopRecord) -> None:
+        if record.source in SPANS and record.status != "error" and len(record.rounds) == 1:
+            self._single += not record.rounds_dropped and not record.rounds[0].tool_calls
+        if record.answered:
+            self._took.add(record.wall_ns)
+            self._incomplete += not record.good
+        elif record.status == "cancelled":
+            self._cancelled += 1
+        else:
+            why = record.failure or "error"
+            if why not in self._failed and len(self._failed) >= MOST_REASONS:
+                why = OTHERS
+            self._failed[why] = self._failed.get(why, 0) + 1
 
     @property
     def loops(self) -> int:
@@ -317,6 +356,8 @@ class Recorded:
         return RecordedFigures(
             loops=self._loops,
             nested=self._nested,
+            ended=Ended(dict(self._failed), self._cancelled, self._incomplete, Percentiles.of(self._took)),
+            single=self._single,
             rounds=self._rounds,
             called=self._called,
             sources=dict(self._sources),

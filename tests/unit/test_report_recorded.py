@@ -13,6 +13,7 @@ from profiler.cli import main
 from profiler.recordings.drafts import LoopDraft
 from profiler.records import Attempt
 from profiler.report.html import write_any
+from profiler.report.html.recorded import verdict
 from profiler.report.recorded import MOST_LINES, render_recorded, ticks, words
 from profiler.rundir import Recording
 from profiler.statistics.recorded import recorded_figures
@@ -81,8 +82,8 @@ def test_nothing_is_concluded_from_bounds_or_from_single_calls() -> None:
         "bounds and are left out"
     )
     assert said[1].endswith("overlapped for at most 200 ms in all, at most 2 at once")
-    assert not any("p50" in one for one in said)  # a bound is no latency
-    (none, _) = found(loop([exact("a", 100, 200)]))
+    assert not any("p50" in one for one in said if "loop took" not in one)  # a bound is no latency
+    (none, *_) = found(loop([exact("a", 100, 200)]))
     assert none.startswith("No round asked for several calls")
 
 
@@ -129,7 +130,7 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
     draft = loop([bound("a", 100, 300), bound("b", 100, 300)], source="proxy")
     asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
     draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
-    first, second, third = found(draft)
+    first, second, third, *_ = found(draft)
     assert first == (
         "1 round of several calls took 200 ms in all, 67 % of the loops' time: of each group this is exact"
     )
@@ -137,6 +138,40 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
         "Half of these groups took at most 200 ms; how long a call of one took is not known"
     )
     assert third.startswith("Nothing can be said about running calls at once: 100 %")
+
+
+def test_loops_that_did_not_end_well_and_how_long_the_others_took() -> None:
+    """Loops that failed lead where they are half of all, or more; those inside a call are part of another."""
+    down = {"status": "error", "error_type": "connection"}
+    failed = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
+    other = loop([], at=3000, **{**down, "error_type": "http_500"})
+    broken = loop([exact("search", 100, 400, status="error")], at=4000)
+    stopped, inside = loop([], at=5000, status="cancelled"), loop([], at=100, parent="loop-4000", **down)
+    assert found(failed[0])[0] == "1 of 1 loop failed (connection)"
+    assert "1 of 1 loop failed (connection)." in verdict(
+        recorded_figures(records(failed[0])), None
+    )  # the page
+    every = [*failed, other, broken, stopped, inside]
+    assert found(*every)[0] == (
+        "3 of 5 loops failed (2 connection, 1 http_500); 1 was cancelled; in 1 a call failed, and the model "
+        "answered all the same"
+    )
+    said = found(*(turn(1000.0 * n) for n in range(9)), *every[4:5])
+    assert said[0].startswith("9 rounds ran their calls one after another")
+    assert "1 of 10 loops was cancelled" in said
+    assert "A loop took 500 ms (p50; 9 loops with an answer)" in said
+    assert not any("failed" in one for one in found(turn(0)))
+
+
+def test_requests_that_no_span_joins_are_no_loops() -> None:
+    single = [loop([], at=1000.0 * n) for n in range(3)]
+    line = "loops are single requests without a call: nothing in the spans joins them into loops"
+    assert f"All 3 {line}" in found(*single)
+    assert f"3 of 9 {line}" in found(*single, *(turn(10_000.0 * n) for n in range(1, 7)))
+    few = found(*single, *(turn(10_000.0 * n) for n in range(1, 8)))
+    of_log = found(*(loop([], at=1000.0 * n, source="claude-code") for n in range(3)))
+    failed = found(*(loop([], at=1000.0 * n, status="error") for n in range(3)))
+    assert not any("single requests" in one for one in [*few, *of_log, *failed])
 
 
 @pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])
