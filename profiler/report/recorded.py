@@ -307,7 +307,9 @@ def quota_words(one: QuotaShare) -> str:
 
 
 def _whose(one: QuotaShare) -> str:
-    return f" ({clean(one.model, 40)})" if one.model else ""
+    among = f"the most used of {one.models} models" if one.models > 1 else ""
+    named = ", ".join(part for part in (clean(one.model, 40), among) if part)
+    return f" ({named})" if named else ""
 
 
 # Where it is from.
@@ -416,6 +418,9 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
         why = "no rate-limit headers are in the recording"
         if figures.headers:
             why = "the headers in the recording state none that is told, or none that limits anybody"
+        if figures.strange_quota:
+            known = ", ".join(clean(one, 40) for one in figures.providers[:MOST_REASONS]) or "none is named"
+            why = f"no request in the recording went to {clean(figures.strange_quota, 40)} (but to: {known})"
         how = "profiler report RUN --quota 500rpm,30000itpm holds it against one"
         yield f"how near a quota was: {why} ({how})"
     else:

@@ -10,14 +10,15 @@ when more of them run at once is in no recording, nor why calls ran as they did.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from profiler.anatomy import server_tool_runs
-from profiler.limits.known import KnownQuota, StatedLimits
+from profiler.limits.known import ANY, KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
-from profiler.records import LoopRecord, ModelCall, RoundRecord
+from profiler.records import LoopRecord, ModelCall, RoundRecord, vendor
 from profiler.rundir import Recording
 from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
@@ -99,7 +100,8 @@ class RecordedFigures:
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
-    some response stated limits, though perhaps such as limit nobody.
+    some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
+    that was given, where no request went to it; `providers` are those that some did.
     """
 
     loops: int
@@ -132,6 +134,8 @@ class RecordedFigures:
     quotas: tuple[QuotaShare, ...]
     quota_source: str
     untold: tuple[str, ...]
+    strange_quota: str
+    providers: tuple[str, ...]
     headers: bool
     unobserved_calls: int
     ambiguous_calls: int
@@ -318,7 +322,7 @@ class Recorded:
         self._proxied_ns += took
 
     def _model(self, model: ModelCall) -> None:
-        key = (model.provider, model.model)
+        key = (vendor(model.provider), model.model)
         usage = self._usage.get(key)
         if usage is None:
             usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
@@ -340,7 +344,11 @@ class Recorded:
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
 
     def result(self, recording: Recording | None = None, quota: KnownQuota | None = None) -> RecordedFigures:
-        """The figures. `quota` is what was given; else what headers state counts.
+        """The figures. `quota` is what was given; else what headers state for each model counts.
+
+        One of a provider is held against the requests of its models, and against those of a provider that is
+        not known where none is; one without a provider against each model's. The model that came nearest to
+        it stands for it.
 
         Of a sample of all traces no quota is looked at.
         """
@@ -350,9 +358,9 @@ class Recorded:
             counted, alone = self._standing(name)
             if counted:
                 concluded.join(inside, saved=alone)
-        known = quota or self._limits.quota()
+        known = (quota,) if quota else self._limits.quotas()
         sampled = recording is not None and recording.sampled is not None and recording.sampled < 1
-        shares = () if known is None or sampled else tuple(self._shares(known))
+        shares = () if sampled else self._shares(known)
         return RecordedFigures(
             loops=self._loops,
             nested=self._nested,
@@ -384,8 +392,10 @@ class Recorded:
             requests=sum(len(one.at) for one in self._usage.values()),
             models=len(self._usage),
             quotas=shares,
-            quota_source="" if known is None else known.source,
-            untold=() if known is None else tuple(one.words for one in known.untold),
+            quota_source=known[0].source if known else "",
+            untold=tuple(dict.fromkeys(one.words for of in known for one in of.untold)),
+            strange_quota=quota.provider if quota and self._usage and not any(self._limited(quota)) else "",
+            providers=tuple(sorted({provider for provider, _ in self._usage if provider})),
             headers=self._limits.any,
             unobserved_calls=self._unobserved,
             ambiguous_calls=self._ambiguous,
@@ -410,31 +420,46 @@ class Recorded:
                 break
         return True, alone
 
-    def _shares(self, known: KnownQuota) -> Iterable[QuotaShare]:
-        """The highest of any model, for each limit."""
-        named = {provider for provider, _ in self._usage}
-        for limit in known.limits:
-            window_ns = limit.window_ns or MINUTE_NS
-            found = None
-            for (provider, model), usage in self._usage.items():
-                if known.provider in named and provider != known.provider:
+    def _limited(self, known: KnownQuota) -> Iterator[tuple[str, str]]:
+        """The models whose requests a quota limits."""
+        provider = vendor(known.provider)
+        if known.provider == ANY:
+            yield from self._usage
+            return
+        of_it = [one for one in self._usage if one[0] == provider]
+        for one in of_it or [one for one in self._usage if not one[0]]:
+            if not known.model or known.model == one[1]:
+                yield one
+
+    def _shares(self, quotas: Iterable[KnownQuota]) -> tuple[QuotaShare, ...]:
+        """The highest of any model, for each limit of a quota, or of a provider's models."""
+        highest: dict[tuple[str, str, int], QuotaShare] = {}
+        models: Counter[tuple[str, str, int]] = Counter()
+        for known in quotas:
+            for limit in known.limits:
+                if not limit.limit:
                     continue
-                most, cached = usage.peak(limit.resource, window_ns)
-                unknown = 0 if limit.resource == "requests" else usage.unknown
-                one = QuotaShare(
-                    provider,
-                    model,
-                    limit.resource,
-                    limit.limit or 0.0,
-                    window_ns,
-                    most,
-                    cached,
-                    known.source,
-                    unknown,
-                )
-                found = one if found is None or one.peak > found.peak else found
-            if found is not None and found.limit:
-                yield found
+                window_ns = limit.window_ns or MINUTE_NS
+                of = (known.provider, limit.resource, window_ns)
+                for provider, model in self._limited(known):
+                    models[of] += 1
+                    usage = self._usage[provider, model]
+                    most, cached = usage.peak(limit.resource, window_ns)
+                    unknown = 0 if limit.resource == "requests" else usage.unknown
+                    one = QuotaShare(
+                        provider,
+                        model,
+                        limit.resource,
+                        limit.limit,
+                        window_ns,
+                        most,
+                        cached,
+                        known.source,
+                        unknown,
+                    )
+                    if of not in highest or one.share > highest[of].share:
+                        highest[of] = one
+        return tuple(replace(one, models=models[of]) for of, one in highest.items())
 
 
 def recorded_figures(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cli import main
+from profiler.limits.known import parse_quota
 from profiler.recordings.drafts import LoopDraft
 from profiler.records import Attempt
 from profiler.report.html import write_any
@@ -124,6 +125,19 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
         in ("\n".join(said.found))
     )
     assert "what other clients of the same key used of the quota" in said.cannot
+
+
+def test_given_quota_says_whose_it_is() -> None:
+    every = records(*(loop([], at=1000.0 * n) for n in range(3)))
+    other = replace(every[2].rounds[0].model, model="o3")
+    every[2] = replace(every[2], rounds=(replace(every[2].rounds[0], model=other),))
+    said = words(recorded_figures(every, quota=parse_quota("10rpm"))).found
+    assert (
+        "Quota (as given): at most 2 of 10 requests in any minute of this recording alone, 20 % of it "
+        "(gpt-5, the most used of 2 models)"
+    ) in said
+    of_another = "\n".join(words(recorded_figures(every, quota=parse_quota("groq:rpm=10"))).cannot)
+    assert "how near a quota was: no request in the recording went to groq (but to: openai)" in of_another
 
 
 def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -> None:
