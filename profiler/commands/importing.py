@@ -122,7 +122,7 @@ def _durations(imported: Imported) -> str:
     parts = {
         "exact": recording.exact,
         "derived": recording.derived,
-        "upper bounds": recording.upper_bounds,
+        "upper bound" if recording.upper_bounds == 1 else "upper bounds": recording.upper_bounds,
         "never ended": recording.never_ended,
         "never started": recording.never_started,
     }

@@ -103,7 +103,7 @@ def proxy(arguments: argparse.Namespace) -> int:
     secure = any(one.scheme == "https" for one in found.upstreams)
     tls = tls_context(arguments.upstream_ca) if secure or arguments.upstream_ca else None
     keep = parse_keep(arguments.keep)
-    runs = KeptRuns(arguments.out, "proxy", keep, "what went through the proxy", Anchor.now())
+    runs = KeptRuns(arguments.out, "proxy", keep, "requests of agents", Anchor.now())
     shown = PrometheusSink()
     exposition = Exposition(shown)
 

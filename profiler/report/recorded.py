@@ -53,8 +53,11 @@ def render_recorded(
     Without `tally`, for a caller that has said where the records are from, it is the verdict alone. `quota`
     is what a provider allows, where the user knows it.
     """
-    said = words(recorded_figures(records, run.recording, quota), run.recording, run.anchor)
-    lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
+    figures = recorded_figures(records, run.recording, quota)
+    said = words(figures, run.recording, run.anchor)
+    mostly_failed = 2 * sum(figures.failed.values()) >= figures.walls.count
+    found = [*_loops(figures), *said.found] if mostly_failed else [*said.found, *_loops(figures)]
+    lead, *others = [f"{clean(run.scenario)}, {said.of[0]}", *found] if tally else found
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
     lines += [line for one in others for line in wrapped(f"{one}.", width)]
@@ -70,14 +73,9 @@ def words(
     figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
 ) -> Words:
     """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
-    ended, outermost = list(_ended(figures)), figures.loops - figures.nested
-    mostly_failed = 2 * sum(figures.ended.failed.values()) >= outermost
     return Words(
         [
-            *(ended if mostly_failed else ()),
             *_concurrency(figures),
-            *(() if mostly_failed else ended),
-            *_took(figures),
             *_single(figures),
             *_tools(figures),
             *_waits(figures),
@@ -113,26 +111,31 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         if not turn.rounds:
             known = "is known to have run" if left_out else "ran"
             yield f"No round of several calls {known} them one after another"
-    elif not turn.rounds:
+    elif not turn.rounds and figures.proxied.rounds < figures.parallel:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded
     if bounded.rounds > figures.proxied.rounds:
         # The work less the time that any call ran: a call that started later overlaps less, never more.
-        yield (
-            f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
-            f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
-        )
+        most = bounded.work_seconds - bounded.busy_seconds
+        said = f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds"
+        if bounded.peak < 2:
+            yield f"{said} did not overlap"
+        else:
+            yield f"{said} overlapped for at most {duration(most)} in all, at most {bounded.peak} at once"
 
 
 def _proxied(figures: RecordedFigures) -> Iterator[str]:
     walls, in_all = figures.proxied.wall, figures.proxied.wall_seconds
-    tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
+    tail = "" if walls.p95 is None else f", 95 % of them at most {duration(walls.p95)}"
     share = f", {percent(in_all / figures.loop_seconds)} of the loops' time" if figures.loop_seconds else ""
     rounds = counted(figures.proxied.rounds, "round")
-    yield f"{rounds} of several calls took {duration(in_all)} in all{share}: of each group this is exact"
     yield (
-        f"Half of these groups took at most {duration(walls.p50)}{tail}; how long a call of one took is not "
-        "known, nor what gathering would change (--mcp-upstream sees each call of an MCP server)"
+        f"{rounds} of several calls took {duration(in_all)} in all{share}, from the model's answer to the "
+        f"next request (exact): half of them at most {duration(walls.p50)}{tail}"
+    )
+    yield (
+        "Whether their calls overlapped, and what gathering them would change, is not known "
+        "(--mcp-upstream sees each call of an MCP server)"
     )
 
 
@@ -200,35 +203,6 @@ def _left_out(figures: RecordedFigures) -> str:
     return f"{', '.join(found)} and are left out"
 
 
-def _ended(figures: RecordedFigures) -> Iterator[str]:
-    """`3 of 20 loops failed (2 connection, 1 http_500); 1 was cancelled; in 2 a call failed`."""
-    ended, loops = figures.ended, figures.loops - figures.nested
-    parts = []
-    if failed := sum(ended.failed.values()):
-        ordered = sorted(ended.failed.items(), key=lambda one: -one[1])
-        why = [f"{'' if len(ordered) == 1 else f'{count:,} '}{clean(word, 60)}" for word, count in ordered]
-        more = [f"{len(why) - MOST_REASONS} more reasons"] if len(why) > MOST_REASONS else []
-        parts.append(
-            f"{failed:,} of {counted(loops, 'loop')} failed ({', '.join(why[:MOST_REASONS] + more)})"
-        )
-    if ended.cancelled:
-        of = "" if parts else f" of {counted(loops, 'loop')}"
-        parts.append(f"{ended.cancelled:,}{of} {_were(ended.cancelled)} cancelled")
-    if ended.incomplete:
-        of = "" if parts else f" of {counted(loops, 'loop')}"
-        parts.append(f"in {ended.incomplete:,}{of} a call failed, and the model answered all the same")
-    if parts:
-        said = "; ".join(parts)
-        yield said[0].upper() + said[1:]
-
-
-def _took(figures: RecordedFigures) -> Iterator[str]:
-    seen = figures.ended.seconds
-    if seen.count:
-        tail = "" if seen.p95 is None else f", p95 {duration(seen.p95)}, p99 {duration(seen.p99)}"
-        yield f"A loop took {duration(seen.p50)} (p50{tail}; {counted(seen.count, 'loop')} with an answer)"
-
-
 def _single(figures: RecordedFigures) -> Iterator[str]:
     """Requests that nothing joined are no agents, though each is a loop here."""
     outermost = figures.loops - figures.nested
@@ -239,6 +213,23 @@ def _single(figures: RecordedFigures) -> Iterator[str]:
         f"{of} {counted(outermost, 'loop')} are single requests without a call: nothing in the spans joins "
         "them into loops"
     )
+
+
+def _loops(figures: RecordedFigures) -> Iterator[str]:
+    """How long loops took and how many failed; the page says so beside the verdict, from its own table."""
+    walls = figures.walls
+    if not walls.count or figures.slowest is None:
+        return
+    failed = sum(figures.failed.values())
+    why = ", ".join(f"{clean(what, 60)} {count:,}" for what, count in list(figures.failed.items())[:3])
+    slowest = duration(figures.slowest)
+    if walls.count == 1:
+        ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.failed)
+        yield f"The loop took {slowest}{ended}"
+        return
+    tail = "" if walls.p95 is None else f"95 % at most {duration(walls.p95)}, "
+    said = f"Half of the loops took at most {duration(walls.p50)}, {tail}the slowest {slowest}"
+    yield said + (f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else "")
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:
@@ -330,7 +321,12 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
     if recording is None:
         return
     if recording.read:
-        kept = ", ".join(f"{count:,} ({clean(what, 80)})" for what, count in recording.read.items())
+        if recording.door == "proxy":  # what was read are requests, by what they were for
+            kept = ", ".join(
+                f"{counted(n, f'{clean(what, 80)} request')}" for what, n in recording.read.items()
+            )
+        else:
+            kept = ", ".join(f"{n:,} ({clean(what, 80)})" for what, n in recording.read.items())
         yield f"Read: {kept}; {_skipped(recording)}"
     for one in recording.notes:
         note = clean(one, 300).rstrip(".")
@@ -347,10 +343,11 @@ def _date(anchor: Anchor, at_ns: int) -> str:
 def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
     tools = figures.tools
     derived = sum(one.derived for one in tools)
+    bounds = sum(one.upper_bounds for one in tools)
     counts = {
         "exact": sum(one.latency.count for one in tools) - derived,
         "derived": derived,
-        "upper bounds": sum(one.upper_bounds for one in tools),
+        "upper bound" if bounds == 1 else "upper bounds": bounds,
         "never ended": sum(one.never_ended for one in tools),
         "never started": sum(one.never_started for one in tools),
         "only waits": sum(one.waits for one in tools),
@@ -417,7 +414,7 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
     elif not figures.quotas:
         why = "no rate-limit headers are in the recording"
         if figures.headers:
-            why = "the headers in the recording state none that is told, or none that limits anybody"
+            why = "rate-limit headers are in the recording, but no limit that can be read and reached"
         if figures.strange_quota:
             known = ", ".join(clean(one, 40) for one in figures.providers[:MOST_REASONS]) or "none is named"
             why = f"no request in the recording went to {clean(figures.strange_quota, 40)} (but to: {known})"

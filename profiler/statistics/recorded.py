@@ -72,19 +72,6 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How the loops that ran inside no other ended: `failed` by why, without those that were `cancelled`.
-
-    `incomplete` ones came to an answer although a call had failed; `seconds` are of all that did.
-    """
-
-    failed: dict[str, int]
-    cancelled: int
-    incomplete: int
-    seconds: Percentiles
-
-
-@dataclass(frozen=True, slots=True)
 class RecordedFigures:
     """What one recording says. `sources` counts loops by what they were made from.
 
@@ -101,12 +88,12 @@ class RecordedFigures:
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
     some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
-    that was given, where no request went to it; `providers` are those that some did.
+    that was given, where no request went to it; `providers` are those that some did. `walls` and `slowest`
+    are of the loops that ran inside no other, `failed` counts those of them that failed by why.
     """
 
     loops: int
     nested: int
-    ended: Ended
     single: int
     rounds: int
     called: int
@@ -143,6 +130,9 @@ class RecordedFigures:
     rounds_dropped: int
     unreadable: int
     untimed_server_tools: int
+    walls: Percentiles
+    slowest: float | None
+    failed: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -172,15 +162,14 @@ class Recorded:
     """
 
     def __init__(self) -> None:
-        self._failed: dict[str, int] = {}
-        self._cancelled = self._incomplete = self._single = 0
-        self._took = Samples()
-        self._loops = self._nested = self._rounds = self._called = self._parallel = 0
+        self._loops = self._nested = self._single = self._rounds = self._called = self._parallel = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
         self._began_ns: int | None = None
         self._ended_ns: int | None = None
         self._loop_ns = 0
+        self._walls = Samples()
+        self._failed: Counter[str] = Counter()
         self._totals, self._measured = Adding(), Adding()
         self._concluded = _Concluded()
         self._inside: dict[str, tuple[str, _Concluded]] = {}
@@ -232,16 +221,11 @@ class Recorded:
     def _end(self, record: LoopRecord) -> None:
         if record.source in SPANS and record.status != "error" and len(record.rounds) == 1:
             self._single += not record.rounds_dropped and not record.rounds[0].tool_calls
-        if record.answered:
-            self._took.add(record.wall_ns)
-            self._incomplete += not record.good
-        elif record.status == "cancelled":
-            self._cancelled += 1
-        else:
-            why = record.failure or "error"
-            if why not in self._failed and len(self._failed) >= MOST_REASONS:
-                why = OTHERS
-            self._failed[why] = self._failed.get(why, 0) + 1
+        self._walls.add(record.wall_ns)
+        if not record.good:
+            why = _failure(record)
+            known = why in self._failed or len(self._failed) < MOST_REASONS
+            self._failed[why if known else OTHERS] += 1
 
     @property
     def loops(self) -> int:
@@ -364,7 +348,6 @@ class Recorded:
         return RecordedFigures(
             loops=self._loops,
             nested=self._nested,
-            ended=Ended(dict(self._failed), self._cancelled, self._incomplete, Percentiles.of(self._took)),
             single=self._single,
             rounds=self._rounds,
             called=self._called,
@@ -403,6 +386,9 @@ class Recorded:
             rounds_dropped=self._dropped,
             unreadable=self._unreadable,
             untimed_server_tools=self._untimed,
+            walls=Percentiles.of(self._walls),
+            slowest=self._walls.quantile(1.0),
+            failed=dict(self._failed.most_common()),
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:
@@ -460,6 +446,15 @@ class Recorded:
                     if of not in highest or one.share > highest[of].share:
                         highest[of] = one
         return tuple(replace(one, models=models[of]) for of, one in highest.items())
+
+
+def _failure(record: LoopRecord) -> str:
+    """Why a loop failed, in a word: its own end, or its first call that failed."""
+    if record.status != "ok":
+        return record.error_type or record.status
+    return next(
+        (f"{call.failure} ({call.name})" for call in record.tool_calls if call.failure), "a call failed"
+    )
 
 
 def recorded_figures(

@@ -40,10 +40,15 @@ def _of_kind(before: Run, after: Run) -> Iterator[tuple[str, object, object]]:
             yield "cores", before.machine.cores, after.machine.cores
         return
     yield "door", then.door, now.door
-    yield "formats", ", ".join(sorted(then.read)), ", ".join(sorted(now.read))
+    yield "formats", _formats(then), _formats(now)
     yield "ticks of the clock", f"{then.resolution_ns:,} ns", f"{now.resolution_ns:,} ns"
     yield "clocks", then.clocks, now.clocks
     yield "share of traces kept", _kept(then), _kept(now)
+
+
+def _formats(recording: Recording) -> str:
+    """What the proxy read are requests of several kinds, which are no formats."""
+    return "requests" if recording.door == "proxy" else ", ".join(sorted(recording.read))
 
 
 def _kept(recording: Recording) -> str:

@@ -203,11 +203,11 @@ def verdict(
 def _said(comparison: Comparison, metric: str, kind: VerdictKind, text: str) -> Verdict:
     """The verdict as a sentence, which of two runs says what a drift between them may have done."""
     if not comparison.same_run and kind != "too_few":
-        text += (
-            "; a drift of the system between the two runs may hide one"
-            if kind == "no_difference"
-            else ", unless the system drifted between the two runs"
-        )
+        if kind == "no_difference":
+            text += "; a drift of the system between the two runs may hide one"
+        else:  # beside what it is about, before what could not be told
+            shown, too_few, missing = text.partition("; too few loops for p95")
+            text = f"{shown}, unless the system drifted between the two runs{too_few}{missing}"
     return Verdict(comparison.strategy, comparison.baseline, metric, kind, text + ".")
 
 

@@ -14,7 +14,6 @@ from profiler.limits.known import parse_quota
 from profiler.recordings.drafts import LoopDraft
 from profiler.records import Attempt
 from profiler.report.html import write_any
-from profiler.report.html.recorded import verdict
 from profiler.report.recorded import MOST_LINES, render_recorded, ticks, words
 from profiler.rundir import Recording
 from profiler.statistics.recorded import recorded_figures
@@ -83,8 +82,8 @@ def test_nothing_is_concluded_from_bounds_or_from_single_calls() -> None:
         "bounds and are left out"
     )
     assert said[1].endswith("overlapped for at most 200 ms in all, at most 2 at once")
-    assert not any("p50" in one for one in said if "loop took" not in one)  # a bound is no latency
-    (none, *_) = found(loop([exact("a", 100, 200)]))
+    assert not any("p50" in one for one in said)  # a bound is no latency
+    (none, _) = found(loop([exact("a", 100, 200)]))
     assert none.startswith("No round asked for several calls")
 
 
@@ -140,41 +139,60 @@ def test_given_quota_says_whose_it_is() -> None:
     assert "how near a quota was: no request in the recording went to groq (but to: openai)" in of_another
 
 
+def test_both_apis_of_one_provider_use_one_quota() -> None:
+    chat, responses = records(loop([], at=0), loop([], at=1000))
+    moved = replace(responses.rounds[0].model, provider="openai-responses")
+    both = [chat, replace(responses, rounds=(replace(responses.rounds[0], model=moved),))]
+    (share,) = recorded_figures(both, quota=parse_quota("openai:rpm=4")).quotas
+    assert (share.peak, share.provider) == (2, "openai")
+
+
+def test_calls_with_upper_bounds_that_cannot_have_overlapped_are_said_not_to() -> None:
+    assert "Calls of the 1 round with upper bounds did not overlap" in found(
+        loop([bound("a", 100, 200), exact("b", 300, 400)])
+    )
+
+
+def test_terminal_says_how_long_loops_took_and_how_many_failed() -> None:
+    dead = replace(records(turn(0))[0], status="error", error_type="connection")
+    text = " ".join(render_recorded(run_of(turn(0), turn(1000)), [dead, *records(turn(1000))], 110).split())
+    assert "Half of the loops took at most" in text
+    assert "1 of 2 loops failed (connection 1)." in text
+
+
 def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -> None:
     draft = loop([bound("a", 100, 300), bound("b", 100, 300)], source="proxy")
     asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
     draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
-    first, second, third, *_ = found(draft)
+    first, second = found(draft)
     assert first == (
-        "1 round of several calls took 200 ms in all, 67 % of the loops' time: of each group this is exact"
+        "1 round of several calls took 200 ms in all, 67 % of the loops' time, from the model's answer to "
+        "the next request (exact): half of them at most 200 ms"
     )
     assert second.startswith(
-        "Half of these groups took at most 200 ms; how long a call of one took is not known"
+        "Whether their calls overlapped, and what gathering them would change, is not known"
     )
-    assert third.startswith("Nothing can be said about running calls at once: 100 %")
 
 
-def test_loops_that_did_not_end_well_and_how_long_the_others_took() -> None:
-    """Loops that failed lead where they are half of all, or more; those inside a call are part of another."""
+def test_loops_that_failed_come_first_where_they_are_half_of_all() -> None:
+    """Those that were cancelled or had a call that failed have failed too; one inside a call is no other."""
     down = {"status": "error", "error_type": "connection"}
-    failed = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
-    other = loop([], at=3000, **{**down, "error_type": "http_500"})
+    dead = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
     broken = loop([exact("search", 100, 400, status="error")], at=4000)
     stopped, inside = loop([], at=5000, status="cancelled"), loop([], at=100, parent="loop-4000", **down)
-    assert found(failed[0])[0] == "1 of 1 loop failed (connection)"
-    assert "1 of 1 loop failed (connection)." in verdict(
-        recorded_figures(records(failed[0])), None
-    )  # the page
-    every = [*failed, other, broken, stopped, inside]
-    assert found(*every)[0] == (
-        "3 of 5 loops failed (2 connection, 1 http_500); 1 was cancelled; in 1 a call failed, and the model "
-        "answered all the same"
+
+    def said(*loops: LoopDraft) -> list[str]:
+        return render_recorded(run_of(*loops), records(*loops), 200, tally=False).splitlines()
+
+    assert said(dead[0])[0] == "The loop took 70.0 ms and failed (connection)."
+    assert said(*dead, broken, stopped, inside)[0] == (
+        "Half of the loops took at most 85.0 ms, the slowest 400 ms; 4 of 4 loops failed (connection 2, "
+        "error (search) 1, cancelled 1)."
     )
-    said = found(*(turn(1000.0 * n) for n in range(9)), *every[4:5])
-    assert said[0].startswith("9 rounds ran their calls one after another")
-    assert "1 of 10 loops was cancelled" in said
-    assert "A loop took 500 ms (p50; 9 loops with an answer)" in said
-    assert not any("failed" in one for one in found(turn(0)))
+    some = said(*(turn(1000.0 * n) for n in range(9)), stopped)
+    assert some[0].startswith("9 rounds ran their calls one after another")
+    assert any(one.endswith("1 of 10 loops failed (cancelled 1).") for one in some)
+    assert not any("failed" in one for one in said(turn(0)))
 
 
 def test_requests_that_no_span_joins_are_no_loops() -> None:
@@ -197,14 +215,14 @@ def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], wid
     lines = text.splitlines()
     assert len(lines) <= MOST_LINES
     assert max(map(len, lines)) <= width
-    assert lines[0].startswith("traces.jsonl: imported")
+    assert lines[0].startswith("traces.jsonl, imported")
 
 
 def test_terminal_tells_the_tally(tmp_path: Path) -> None:
     loops = [turn(0), bounded(1000)]
     run = run_of(*loops, read={"otel": 12}, skipped={"torn line": 1}, resolution_ns=1000, clocks=2, clamped=3)
     text = " ".join(render_recorded(run, records(*loops), 110).split())
-    assert "traces.jsonl: imported (otel): 2 loops, 2 rounds, 4 calls." in text
+    assert "traces.jsonl, imported (otel): 2 loops, 2 rounds, 4 calls." in text
     assert (
         "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
     )

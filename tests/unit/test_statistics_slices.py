@@ -115,7 +115,7 @@ def test_what_differs_between_recordings_is_said(tmp_path: Path) -> None:
     conditions = next(one for one in found.warnings if one.kind == "different_conditions")
     for words in (
         "door (proxy against import)",
-        "formats (proxy against otel)",
+        "formats (requests against otel)",
         "ticks of the clock (1,000 ns against 1 ns)",
         "clocks (3 against 1)",
         "share of traces kept (25 % against not known)",
