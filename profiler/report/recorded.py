@@ -87,6 +87,22 @@ def words(
     )
 
 
+def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[str]:
+    """What changed between two recordings that is exact, though no call of theirs is: a sentence, or none."""
+    if both is None or not all(one.proxied.rounds for one in both):
+        return []
+    (then, now), p50s = both, [duration(one.proxied.wall.p50) for one in both]
+    shares = [one.proxied.wall_seconds / one.loop_seconds if one.loop_seconds else None for one in both]
+    rounds = f"{then.proxied.rounds:,} and {counted(now.proxied.rounds, 'round')}"
+    said = (
+        f"Rounds of several calls took {p50s[0]} → {p50s[1]} (p50; {rounds}), from the model's answer to the "
+        "next request (exact)"
+    )
+    if None not in shares:
+        said += f"; of the loops' time that is {percent(shares[0])} → {percent(shares[1])}"
+    return [f"{said}."]
+
+
 # What its rounds say.
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,9 +175,36 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
     )
 
 
+def test_two_proxied_runs_name_the_exact_time_of_rounds_of_several_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def through(ms: float, at: float, source: str = "proxy") -> LoopDraft:
+        draft = loop([bound("a", 100, 100 + ms), bound("b", 100, 100 + ms)], at=at, source=source)
+        asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
+        draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
+        return draft
+
+    def recorded(name: str, loops: list[LoopDraft]) -> str:
+        return str(directory_of(tmp_path / name, run_of(*loops, door="proxy"), records(*loops)).path)
+
+    then = recorded("then", [through(400, 1000.0 * n) for n in range(3)])
+    now = recorded("now", [through(100, 1000.0 * n) for n in range(2)])
+    other = recorded("other", [turn(0), turn(1000)])
+    line = (
+        "Rounds of several calls took 400 ms → 100 ms (p50; 3 and 2 rounds), from the model's answer to the "
+        "next request (exact); of the loops' time that is 80 % → 50 %."
+    )
+    for output in ("text", "markdown", "github"):
+        main(["compare", then, now, "--format", output])
+        said = " ".join(capsys.readouterr().out.replace("%25", "%").split())
+        assert said.count(line) == 1, output
+    main(["compare", then, other])
+    assert "Rounds of several calls took" not in capsys.readouterr().out
+
+
 def test_loops_that_failed_come_first_where_they_are_half_of_all() -> None:
     """Those that were cancelled or had a call that failed have failed too; one inside a call is no other."""
-    down = {"status": "error", "error_type": "connection"}
+    down: Any = {"status": "error", "error_type": "connection"}
     dead = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
     broken = loop([exact("search", 100, 400, status="error")], at=4000)
     stopped, inside = loop([], at=5000, status="cancelled"), loop([], at=100, parent="loop-4000", **down)
