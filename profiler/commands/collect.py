@@ -52,14 +52,14 @@ def add(commands: Commands) -> None:
         type=SECONDS.argument,
         default=10.0,
         metavar="T",
-        help="a loop has ended when its root came and nothing more for this long (default: 10s)",
+        help="a loop ends when its root span has come, and then nothing more for this long (default: 10s)",
     )
     parser.add_argument(
         "--idle",
         type=SECONDS.argument,
         default=300.0,
         metavar="T",
-        help="one without a root, when nothing came for this long (default: 5m)",
+        help="without a root span a loop ends, as cancelled, when nothing came for this long (default: 5m)",
     )
     parser.add_argument(
         "--allow-host",

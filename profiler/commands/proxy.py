@@ -21,7 +21,7 @@ where a request goes:
   --upstream /PATH=URL      what is below that path of the proxy, which is taken off
   --mcp-upstream URL        /mcp, and what is below it; --mcp-upstream /PATH=URL the same elsewhere
   The path of a URL stays in front of what is asked for; a version at its end (/v1) is not said twice.
-  /metrics, /healthz and what is below /profiler are the proxy's own."""
+  /metrics and /healthz are the proxy's own (also as /profiler/metrics and /profiler/healthz)."""
 
 
 def add(commands: Commands) -> None:
@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
         "forward an agent's requests to models and MCP servers, and record its loops",
         proxy,
         "--upstream https://api.openai.com",
+        "--upstream http://127.0.0.1:8100   # without a key: `profiler emulate` listens there",
         "--upstream https://api.openai.com --upstream https://api.anthropic.com --port 8300",
         "--upstream /azure=https://NAME.openai.azure.com/openai --mcp-upstream https://tools.example/mcp",
     )

@@ -111,10 +111,10 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         yield "No loop was recorded: there is nothing to say"
         return
     if not figures.parallel:
-        yield (
-            "No round asked for several calls, so nothing can be said about running calls at once "
-            f"({counted(figures.called, 'round')} had one call)"
-        )
+        why = f"No round asked for several calls ({counted(figures.called, 'round')} had one call)"
+        if not figures.called:
+            why = "No tool call was recorded"
+        yield f"{why}, so nothing can be said about running calls at once"
         return
     if figures.proxied.rounds:
         yield from _proxied(figures)
