@@ -55,7 +55,7 @@ def render_recorded(
     """
     figures = recorded_figures(records, run.recording, quota)
     said = words(figures, run.recording, run.anchor)
-    mostly_failed = 2 * sum(figures.failed.values()) >= figures.walls.count
+    mostly_failed = 2 * figures.unanswered >= figures.walls.count  # a call that failed is no news
     found = [*_loops(figures), *said.found] if mostly_failed else [*said.found, *_loops(figures)]
     lead, *others = [f"{clean(run.scenario)}, {said.of[0]}", *found] if tally else found
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")

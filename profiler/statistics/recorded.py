@@ -89,7 +89,8 @@ class RecordedFigures:
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
     some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
     that was given, where no request went to it; `providers` are those that some did. `walls` and `slowest`
-    are of the loops that ran inside no other, `failed` counts those of them that failed by why.
+    are of the loops that ran inside no other, `failed` counts those of them that failed by why,
+    `unanswered` those that came to no answer.
     """
 
     loops: int
@@ -133,6 +134,7 @@ class RecordedFigures:
     walls: Percentiles
     slowest: float | None
     failed: dict[str, int]
+    unanswered: int
 
 
 @dataclass(slots=True)
@@ -162,7 +164,9 @@ class Recorded:
     """
 
     def __init__(self) -> None:
-        self._loops = self._nested = self._single = self._rounds = self._called = self._parallel = 0
+        self._unanswered = self._loops = self._nested = self._single = self._rounds = self._called = (
+            self._parallel
+        ) = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
         self._began_ns: int | None = None
@@ -222,6 +226,7 @@ class Recorded:
         if record.source in SPANS and record.status != "error" and len(record.rounds) == 1:
             self._single += not record.rounds_dropped and not record.rounds[0].tool_calls
         self._walls.add(record.wall_ns)
+        self._unanswered += not record.answered
         if not record.good:
             why = _failure(record)
             known = why in self._failed or len(self._failed) < MOST_REASONS
@@ -389,6 +394,7 @@ class Recorded:
             walls=Percentiles.of(self._walls),
             slowest=self._walls.quantile(1.0),
             failed=dict(self._failed.most_common()),
+            unanswered=self._unanswered,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:
