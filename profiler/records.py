@@ -217,6 +217,11 @@ class ServerToolCall:
     ended_ns: int | None = None
 
 
+def vendor(provider: str) -> str:
+    """Whose models these are: a quota of OpenAI's holds whatever the API that they are asked by."""
+    return provider.removesuffix("-responses")
+
+
 def limited_input_tokens(provider: str, input_tokens: int | None, cached_tokens: int | None) -> int | None:
     """The input tokens of a request that count against the provider's tokens per minute.
 

@@ -58,7 +58,8 @@ def _add_report(commands: Commands) -> None:
         type=TEXT.argument,
         metavar="LIMITS",
         help="of a recorded run: hold what it used against these limits, such as 500rpm,30000itpm or "
-        "openai:rpm=500 (default: those that responses stated)",
+        "openai:rpm=500 (default: those that responses stated, model by model); without a provider, of the "
+        "model that used most",
     )
 
 

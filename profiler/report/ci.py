@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from profiler.report import servers
-from profiler.report.recorded import words
+from profiler.report.recorded import change_words, words
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat, labels
@@ -107,6 +107,7 @@ def of_two_runs(
         verdicts=tuple(one.sentence for one in found.verdicts),
         warnings=found.warnings,
         figures=(head, *rows),
+        notes=tuple(change_words(found.recorded)),
         seconds=_measured(run),
         unix_ns=run.anchor.unix_ns,
         undecided_fails=undecided_fails,

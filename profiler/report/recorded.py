@@ -23,6 +23,8 @@ MOST_LINES = 25
 """Lines that `render_recorded` takes at most."""
 MOST_REASONS = 6
 MOST_TOOLS = 3
+FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
+"""So many loops of a single request, and such a share of all, are worth a word."""
 WORTH_SAYING = 0.01
 """Gaps below this share of the time of a round's calls are not worth a word."""
 
@@ -53,10 +55,12 @@ def render_recorded(
     """
     figures = recorded_figures(records, run.recording, quota)
     said = words(figures, run.recording, run.anchor)
-    lead, *others = said.found if not tally else [f"{clean(run.scenario)}, {said.of[0]}", *said.found]
+    mostly_failed = 2 * figures.unanswered >= figures.walls.count  # a call that failed is no news
+    found = [*_loops(figures), *said.found] if mostly_failed else [*said.found, *_loops(figures)]
+    lead, *others = [f"{clean(run.scenario)}, {said.of[0]}", *found] if tally else found
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
-    lines += [line for one in (*others, *_loops(figures)) for line in wrapped(f"{one}.", width)]
+    lines += [line for one in others for line in wrapped(f"{one}.", width)]
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
     for one in rest:
         block = wrapped(f"{one}.", width)
@@ -72,6 +76,7 @@ def words(
     return Words(
         [
             *_concurrency(figures),
+            *_single(figures),
             *_tools(figures),
             *_waits(figures),
             *_first_token(figures),
@@ -80,6 +85,22 @@ def words(
         list(_cannot(figures, recording)),
         list(_from(figures, recording, anchor)),
     )
+
+
+def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[str]:
+    """What changed between two recordings that is exact, though no call of theirs is: a sentence, or none."""
+    if both is None or not all(one.proxied.rounds for one in both):
+        return []
+    (then, now), p50s = both, [duration(one.proxied.wall.p50) for one in both]
+    shares = [one.proxied.wall_seconds / one.loop_seconds if one.loop_seconds else None for one in both]
+    rounds = f"{then.proxied.rounds:,} and {counted(now.proxied.rounds, 'round')}"
+    said = (
+        f"Rounds of several calls took {p50s[0]} → {p50s[1]} (p50; {rounds}), from the model's answer to the "
+        "next request (exact)"
+    )
+    if None not in shares:
+        said += f"; of the loops' time that is {percent(shares[0])} → {percent(shares[1])}"
+    return [f"{said}."]
 
 
 # What its rounds say.
@@ -198,6 +219,18 @@ def _left_out(figures: RecordedFigures) -> str:
     return f"{', '.join(found)} and are left out"
 
 
+def _single(figures: RecordedFigures) -> Iterator[str]:
+    """Requests that nothing joined are no agents, though each is a loop here."""
+    outermost = figures.loops - figures.nested
+    if figures.single < FEWEST_SINGLE or figures.single < SINGLE_SHARE * outermost:
+        return
+    of = "All" if figures.single == outermost else f"{figures.single:,} of"
+    yield (
+        f"{of} {counted(outermost, 'loop')} are single requests without a call: nothing in the spans joins "
+        "them into loops"
+    )
+
+
 def _loops(figures: RecordedFigures) -> Iterator[str]:
     """How long loops took and how many failed; the page says so beside the verdict, from its own table."""
     walls = figures.walls
@@ -281,7 +314,9 @@ def quota_words(one: QuotaShare) -> str:
 
 
 def _whose(one: QuotaShare) -> str:
-    return f" ({clean(one.model, 40)})" if one.model else ""
+    among = f"the most used of {one.models} models" if one.models > 1 else ""
+    named = ", ".join(part for part in (clean(one.model, 40), among) if part)
+    return f" ({named})" if named else ""
 
 
 # Where it is from.
@@ -401,6 +436,9 @@ def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[s
         why = "no rate-limit headers are in the recording"
         if figures.headers:
             why = "rate-limit headers are in the recording, but no limit that can be read and reached"
+        if figures.strange_quota:
+            known = ", ".join(clean(one, 40) for one in figures.providers[:MOST_REASONS]) or "none is named"
+            why = f"no request in the recording went to {clean(figures.strange_quota, 40)} (but to: {known})"
         how = "profiler report RUN --quota 500rpm,30000itpm holds it against one"
         yield f"how near a quota was: {why} ({how})"
     else:

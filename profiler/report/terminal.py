@@ -14,7 +14,7 @@ from rich.text import Text
 from profiler.limits.spec import totals
 from profiler.loop.model import parse_model_limit
 from profiler.report import servers
-from profiler.report.recorded import words
+from profiler.report.recorded import change_words, words
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat
@@ -110,6 +110,7 @@ def _regression(found: Regression, outcomes: Sequence[Outcome]) -> Iterator[Text
     yield from _outcomes(outcomes)
     for verdict in found.verdicts:
         yield Text(clean(verdict.sentence, 400), style="bold")
+    yield from map(Text, change_words(found.recorded))
     yield from _caveats(found.warnings, leads=False)
 
 

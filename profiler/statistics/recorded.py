@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from profiler.anatomy import server_tool_runs
-from profiler.limits.known import KnownQuota, StatedLimits
+from profiler.limits.known import ANY, KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
-from profiler.records import LoopRecord, ModelCall, RoundRecord
+from profiler.records import LoopRecord, ModelCall, RoundRecord, vendor
 from profiler.rundir import Recording
 from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
@@ -28,6 +28,10 @@ from profiler.statistics.usage import QuotaShare, Usage
 MOST_TOOLS = 1000
 """Tools that are told apart: a model may make up names."""
 OTHERS = "(others)"
+SPANS = frozenset(("otel", "langfuse"))
+"""Sources in which a loop is what spans were joined to: where nothing joins them, each request is one."""
+MOST_REASONS = 50
+"""Reasons why loops failed that are told apart: another program names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +81,21 @@ class RecordedFigures:
     neither, among them the `bounded` ones with an upper bound. A loop inside a call of a round that is
     concluded from is not counted beside it: its time is part of it.
 
+    `single` loops of spans are of one model request, and no call is known to have run in them.
+
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
     counts tries; `began_ns` and `ended_ns` bound the loops. `unobserved_calls`, `ambiguous_calls`,
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
-    some response stated limits, though perhaps such as limit nobody. `walls` and `slowest` are of the loops
-    that ran inside no other, `failed` counts those of them that failed by what they failed of.
+    some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
+    that was given, where no request went to it; `providers` are those that some did. `walls` and `slowest`
+    are of the loops that ran inside no other, `failed` counts those of them that failed by why,
+    `unanswered` those that came to no answer.
     """
 
     loops: int
     nested: int
+    single: int
     rounds: int
     called: int
     sources: dict[str, int]
@@ -113,6 +122,8 @@ class RecordedFigures:
     quotas: tuple[QuotaShare, ...]
     quota_source: str
     untold: tuple[str, ...]
+    strange_quota: str
+    providers: tuple[str, ...]
     headers: bool
     unobserved_calls: int
     ambiguous_calls: int
@@ -123,6 +134,7 @@ class RecordedFigures:
     walls: Percentiles
     slowest: float | None
     failed: dict[str, int]
+    unanswered: int
 
 
 @dataclass(slots=True)
@@ -152,7 +164,9 @@ class Recorded:
     """
 
     def __init__(self) -> None:
-        self._loops = self._nested = self._rounds = self._called = self._parallel = 0
+        self._unanswered = self._loops = self._nested = self._single = self._rounds = self._called = (
+            self._parallel
+        ) = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
         self._began_ns: int | None = None
@@ -200,15 +214,23 @@ class Recorded:
             self._inside[record.id] = (record.parent, concluded)
         else:
             self._loop_ns += record.wall_ns
-            self._walls.add(record.wall_ns)
-            if not record.good:
-                self._failed[_failure(record)] += 1
+            self._end(record)
         for round_ in record.rounds:
             self._rounds += 1
             if round_.model.asked:
                 self._model(round_.model)
             if round_.tool_calls:
                 self._round(record, round_, concluded)
+
+    def _end(self, record: LoopRecord) -> None:
+        if record.source in SPANS and record.status != "error" and len(record.rounds) == 1:
+            self._single += not record.rounds_dropped and not record.rounds[0].tool_calls
+        self._walls.add(record.wall_ns)
+        self._unanswered += not record.answered
+        if not record.good:
+            why = _failure(record)
+            known = why in self._failed or len(self._failed) < MOST_REASONS
+            self._failed[why if known else OTHERS] += 1
 
     @property
     def loops(self) -> int:
@@ -289,7 +311,7 @@ class Recorded:
         self._proxied_ns += took
 
     def _model(self, model: ModelCall) -> None:
-        key = (_owner(model.provider), model.model)
+        key = (vendor(model.provider), model.model)
         usage = self._usage.get(key)
         if usage is None:
             usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
@@ -311,7 +333,11 @@ class Recorded:
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
 
     def result(self, recording: Recording | None = None, quota: KnownQuota | None = None) -> RecordedFigures:
-        """The figures. `quota` is what was given; else what headers state counts.
+        """The figures. `quota` is what was given; else what headers state for each model counts.
+
+        One of a provider is held against the requests of its models, and against those of a provider that is
+        not known where none is; one without a provider against each model's. The model that came nearest to
+        it stands for it.
 
         Of a sample of all traces no quota is looked at.
         """
@@ -321,12 +347,13 @@ class Recorded:
             counted, alone = self._standing(name)
             if counted:
                 concluded.join(inside, saved=alone)
-        known = quota or self._limits.quota()
+        known = (quota,) if quota else self._limits.quotas()
         sampled = recording is not None and recording.sampled is not None and recording.sampled < 1
-        shares = () if known is None or sampled else tuple(self._shares(known))
+        shares = () if sampled else self._shares(known)
         return RecordedFigures(
             loops=self._loops,
             nested=self._nested,
+            single=self._single,
             rounds=self._rounds,
             called=self._called,
             sources=dict(self._sources),
@@ -353,8 +380,10 @@ class Recorded:
             requests=sum(len(one.at) for one in self._usage.values()),
             models=len(self._usage),
             quotas=shares,
-            quota_source="" if known is None else known.source,
-            untold=() if known is None else tuple(one.words for one in known.untold),
+            quota_source=known[0].source if known else "",
+            untold=tuple(dict.fromkeys(one.words for of in known for one in of.untold)),
+            strange_quota=quota.provider if quota and self._usage and not any(self._limited(quota)) else "",
+            providers=tuple(sorted({provider for provider, _ in self._usage if provider})),
             headers=self._limits.any,
             unobserved_calls=self._unobserved,
             ambiguous_calls=self._ambiguous,
@@ -365,6 +394,7 @@ class Recorded:
             walls=Percentiles.of(self._walls),
             slowest=self._walls.quantile(1.0),
             failed=dict(self._failed.most_common()),
+            unanswered=self._unanswered,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:
@@ -382,36 +412,46 @@ class Recorded:
                 break
         return True, alone
 
-    def _shares(self, known: KnownQuota) -> Iterable[QuotaShare]:
-        """The highest of any model, for each limit."""
-        named, owner = {provider for provider, _ in self._usage}, _owner(known.provider)
-        for limit in known.limits:
-            window_ns = limit.window_ns or MINUTE_NS
-            found = None
-            for (provider, model), usage in self._usage.items():
-                if owner in named and provider != owner:
+    def _limited(self, known: KnownQuota) -> Iterator[tuple[str, str]]:
+        """The models whose requests a quota limits."""
+        provider = vendor(known.provider)
+        if known.provider == ANY:
+            yield from self._usage
+            return
+        of_it = [one for one in self._usage if one[0] == provider]
+        for one in of_it or [one for one in self._usage if not one[0]]:
+            if not known.model or known.model == one[1]:
+                yield one
+
+    def _shares(self, quotas: Iterable[KnownQuota]) -> tuple[QuotaShare, ...]:
+        """The highest of any model, for each limit of a quota, or of a provider's models."""
+        highest: dict[tuple[str, str, int], QuotaShare] = {}
+        models: Counter[tuple[str, str, int]] = Counter()
+        for known in quotas:
+            for limit in known.limits:
+                if not limit.limit:
                     continue
-                most, cached = usage.peak(limit.resource, window_ns)
-                unknown = 0 if limit.resource == "requests" else usage.unknown
-                one = QuotaShare(
-                    provider,
-                    model,
-                    limit.resource,
-                    limit.limit or 0.0,
-                    window_ns,
-                    most,
-                    cached,
-                    known.source,
-                    unknown,
-                )
-                found = one if found is None or one.peak > found.peak else found
-            if found is not None and found.limit:
-                yield found
-
-
-def _owner(provider: str) -> str:
-    """Whose quota a request uses: OpenAI's limits are of a model, whichever of its APIs is asked."""
-    return "openai" if provider == "openai-responses" else provider
+                window_ns = limit.window_ns or MINUTE_NS
+                of = (known.provider, limit.resource, window_ns)
+                for provider, model in self._limited(known):
+                    models[of] += 1
+                    usage = self._usage[provider, model]
+                    most, cached = usage.peak(limit.resource, window_ns)
+                    unknown = 0 if limit.resource == "requests" else usage.unknown
+                    one = QuotaShare(
+                        provider,
+                        model,
+                        limit.resource,
+                        limit.limit,
+                        window_ns,
+                        most,
+                        cached,
+                        known.source,
+                        unknown,
+                    )
+                    if of not in highest or one.share > highest[of].share:
+                        highest[of] = one
+        return tuple(replace(one, models=models[of]) for of, one in highest.items())
 
 
 def _failure(record: LoopRecord) -> str:

@@ -16,7 +16,8 @@ class QuotaShare:
 
     `resource` and `window_ns` as in `limits.quotas.Quota`; `source` says where the limit is known from. Input
     tokens are those that the provider counts; `cached` are the ones read from its cache in the same window,
-    which some providers leave out. Of `unknown` requests the tokens are not known.
+    which some providers leave out. Of `unknown` requests the tokens are not known. Of `models` that have
+    such a limit each, `model` came nearest to its own.
     """
 
     provider: str
@@ -28,6 +29,7 @@ class QuotaShare:
     cached: int
     source: str
     unknown: int = 0
+    models: int = 1
 
     @property
     def share(self) -> float:

@@ -32,6 +32,7 @@ from profiler.statistics.gates import (
 )
 from profiler.statistics.objectives import QualityGate, check_gates, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS, LEVELS
+from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.table import tabulate
 from profiler.statistics.two_runs import TWO_RUNS, different_conditions, tick_of, unlike
 from profiler.statistics.windows import Measured, measure
@@ -323,7 +324,8 @@ class Regression:
 
     `outcomes` are of the gates. `holds` is False when a gate fails, and None when none fails but one is not
     decided. `warnings` are of both runs.
-    `before` and `after` are the figures of what both measured, in the order of `comparisons`.
+    `before` and `after` are the figures of what both measured, in the order of `comparisons`. `recorded` is
+    what either recording says.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -333,6 +335,7 @@ class Regression:
     warnings: tuple[Caveat, ...]
     before: tuple[StrategySummary, ...] = ()
     after: tuple[StrategySummary, ...] = ()
+    recorded: tuple[RecordedFigures, RecordedFigures] | None = None
 
 
 def compare_directories(
@@ -360,7 +363,11 @@ def compare_directories(
         )
     spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
-    tables = (tabulate(baseline.records()), tabulate(candidate.records()))
+    both = [Recorded(), Recorded()] if before.recording is not None and after.recording is not None else []
+    streams = [baseline.records(), candidate.records()]
+    if both:
+        streams = [adding.seen(stream) for adding, stream in zip(both, streams, strict=True)]
+    tables = (tabulate(streams[0]), tabulate(streams[1]))
     groups = (measure(before, tables[0]), measure(after, tables[1]))
     found = compare_runs((before, after), tables, groups, objective)
     if not found:
@@ -447,6 +454,7 @@ def compare_directories(
         warnings,
         before=tuple(a for a, _ in pairs),
         after=tuple(b for _, b in pairs),
+        recorded=(both[0].result(before.recording), both[1].result(after.recording)) if both else None,
     )
 
 

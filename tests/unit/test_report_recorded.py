@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,19 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     assert "what other clients of the same key used of the quota" in said.cannot
 
 
+def test_given_quota_says_whose_it_is() -> None:
+    every = records(*(loop([], at=1000.0 * n) for n in range(3)))
+    other = replace(every[2].rounds[0].model, model="o3")
+    every[2] = replace(every[2], rounds=(replace(every[2].rounds[0], model=other),))
+    said = words(recorded_figures(every, quota=parse_quota("10rpm"))).found
+    assert (
+        "Quota (as given): at most 2 of 10 requests in any minute of this recording alone, 20 % of it "
+        "(gpt-5, the most used of 2 models)"
+    ) in said
+    of_another = "\n".join(words(recorded_figures(every, quota=parse_quota("groq:rpm=10"))).cannot)
+    assert "how near a quota was: no request in the recording went to groq (but to: openai)" in of_another
+
+
 def test_both_apis_of_one_provider_use_one_quota() -> None:
     chat, responses = records(loop([], at=0), loop([], at=1000))
     moved = replace(responses.rounds[0].model, provider="openai-responses")
@@ -161,6 +175,66 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
     assert second.startswith(
         "Whether their calls overlapped, and what gathering them would change, is not known"
     )
+
+
+def test_two_proxied_runs_name_the_exact_time_of_rounds_of_several_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def through(ms: float, at: float, source: str = "proxy") -> LoopDraft:
+        draft = loop([bound("a", 100, 100 + ms), bound("b", 100, 100 + ms)], at=at, source=source)
+        asked, ended = draft.rounds[0].calls[0].asked_ns, draft.rounds[0].calls[0].ended_ns
+        draft.rounds[0].tools_started_ns, draft.rounds[0].tools_ended_ns = asked, ended
+        return draft
+
+    def recorded(name: str, loops: list[LoopDraft]) -> str:
+        return str(directory_of(tmp_path / name, run_of(*loops, door="proxy"), records(*loops)).path)
+
+    then = recorded("then", [through(400, 1000.0 * n) for n in range(3)])
+    now = recorded("now", [through(100, 1000.0 * n) for n in range(2)])
+    other = recorded("other", [turn(0), turn(1000)])
+    line = (
+        "Rounds of several calls took 400 ms → 100 ms (p50; 3 and 2 rounds), from the model's answer to the "
+        "next request (exact); of the loops' time that is 80 % → 50 %."
+    )
+    for output in ("text", "markdown", "github"):
+        main(["compare", then, now, "--format", output])
+        said = " ".join(capsys.readouterr().out.replace("%25", "%").split())
+        assert said.count(line) == 1, output
+    main(["compare", then, other])
+    assert "Rounds of several calls took" not in capsys.readouterr().out
+
+
+def test_loops_that_failed_come_first_where_they_are_half_of_all() -> None:
+    """Those that were cancelled or had a call that failed have failed too; one inside a call is no other."""
+    down: Any = {"status": "error", "error_type": "connection"}
+    dead = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
+    broken = loop([exact("search", 100, 400, status="error")], at=4000)
+    stopped, inside = loop([], at=5000, status="cancelled"), loop([], at=100, parent="loop-4000", **down)
+
+    def said(*loops: LoopDraft) -> list[str]:
+        return render_recorded(run_of(*loops), records(*loops), 200, tally=False).splitlines()
+
+    assert said(dead[0])[0] == "The loop took 70.0 ms and failed (connection)."
+    assert said(*dead, broken, stopped, inside)[0] == (
+        "Half of the loops took at most 85.0 ms, the slowest 400 ms; 4 of 4 loops failed (connection 2, "
+        "error (search) 1, cancelled 1)."
+    )
+    assert said(broken)[0].startswith("No round asked for several calls")  # it came to an answer
+    some = said(*(turn(1000.0 * n) for n in range(9)), stopped)
+    assert some[0].startswith("9 rounds ran their calls one after another")
+    assert any(one.endswith("1 of 10 loops failed (cancelled 1).") for one in some)
+    assert not any("failed" in one for one in said(turn(0)))
+
+
+def test_requests_that_no_span_joins_are_no_loops() -> None:
+    single = [loop([], at=1000.0 * n) for n in range(3)]
+    line = "loops are single requests without a call: nothing in the spans joins them into loops"
+    assert f"All 3 {line}" in found(*single)
+    assert f"3 of 9 {line}" in found(*single, *(turn(10_000.0 * n) for n in range(1, 7)))
+    few = found(*single, *(turn(10_000.0 * n) for n in range(1, 8)))
+    of_log = found(*(loop([], at=1000.0 * n, source="claude-code") for n in range(3)))
+    failed = found(*(loop([], at=1000.0 * n, status="error") for n in range(3)))
+    assert not any("single requests" in one for one in [*few, *of_log, *failed])
 
 
 @pytest.mark.parametrize("loops", [[], [turn(0)], [turn(1000.0 * n) for n in range(9)] + [bounded(20_000)]])

@@ -178,8 +178,8 @@ def test_samples_stay_within_half_a_percent_when_they_are_many() -> None:
 # Quotas, waits, first tokens.
 
 
-def asked(record: LoopRecord, *attempts: Attempt, **tokens: int) -> LoopRecord:
-    model = replace(record.rounds[0].model, attempts=attempts, **tokens)  # type: ignore[arg-type]
+def asked(record: LoopRecord, *attempts: Attempt, **fields: object) -> LoopRecord:
+    model = replace(record.rounds[0].model, attempts=attempts, **fields)  # type: ignore[arg-type]
     return replace(record, rounds=(replace(record.rounds[0], model=model),))
 
 
@@ -220,6 +220,69 @@ def test_quota_from_headers_and_none_without_or_of_a_sample() -> None:
     assert (waits.retries, waits.backoff_seconds, waits.refused) == (1, 0.03, 1)
     assert figures(record).quotas == ()
     assert figures(stated, recording=Recording("import", sampled=0.1)).quotas == ()
+
+
+def requested(
+    count: int, provider: str, model: str, headers: dict[str, str] | None = None
+) -> list[LoopRecord]:
+    """So many requests, one a second."""
+    return [
+        asked(
+            one,
+            Attempt(one.started_ns, one.ended_ns, 200, rate_limits=headers),
+            provider=provider,
+            model=model,
+        )
+        for one in records(*(loop([], at=1000.0 * n) for n in range(count)))
+    ]
+
+
+def stating(prefix: str, limit: int) -> dict[str, str]:
+    if prefix == "anthropic":
+        return {"anthropic-ratelimit-requests-limit": str(limit)}
+    return {"x-ratelimit-limit-requests-minute": str(limit)}
+
+
+def shares(figures: RecordedFigures) -> list[tuple[str, str, float, int, int]]:
+    return [(one.provider, one.model, one.limit, one.peak, one.models) for one in figures.quotas]
+
+
+@pytest.mark.parametrize("spec", [None, "60rpm", "openai:rpm=60", "openai-responses:rpm=60"])
+def test_quota_of_a_model_holds_over_its_apis(spec: str | None) -> None:
+    headers = stating("openai", 60) if spec is None else None
+    every = requested(18, "openai", "gpt-4o", headers) + requested(20, "openai-responses", "gpt-4o", headers)
+    found = figures(*every, quota=None if spec is None else parse_quota(spec))
+    assert shares(found) == [("openai", "gpt-4o", 60, 38, 1)]
+    assert (found.models, found.requests) == (1, 38)
+
+
+def test_limits_in_headers_are_of_the_provider_and_model_that_stated_them() -> None:
+    small, large = stating("openai", 40), stating("openai", 10)
+    every = [
+        *requested(20, "openai", "gpt-4o", small),
+        *requested(9, "openai", "o3", large),
+        *requested(12, "openai", "without headers"),
+        *requested(30, "anthropic", "claude", stating("anthropic", 50)),
+    ]
+    assert shares(figures(*every)) == [
+        ("openai", "o3", 10, 9, 2),  # not 20 of 10
+        ("anthropic", "claude", 50, 30, 1),  # not 30 of 10, nor 20 of 50
+    ]
+
+
+def test_given_quota_is_of_its_providers_models_or_of_the_model_that_used_most() -> None:
+    every = [
+        *requested(5, "openai", "gpt-4o"),
+        *requested(3, "openai", "o3"),
+        *requested(9, "anthropic", "c"),
+    ]
+    assert shares(figures(*every, quota=parse_quota("10rpm"))) == [("anthropic", "c", 10, 9, 3)]
+    assert shares(figures(*every, quota=parse_quota("openai:rpm=10"))) == [("openai", "gpt-4o", 10, 5, 2)]
+    strange = figures(*every, quota=parse_quota("groq:rpm=10"))
+    assert (strange.quotas, strange.strange_quota) == ((), "groq")
+    assert strange.providers == ("anthropic", "openai")
+    unnamed = figures(*requested(4, "", "gpt-4o"), quota=parse_quota("openai:rpm=10"))
+    assert shares(unnamed) == [("", "gpt-4o", 10, 4, 1)]
 
 
 def test_first_tokens_are_of_requests_that_say_and_derived_ones_are_counted() -> None:
