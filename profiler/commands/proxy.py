@@ -104,9 +104,7 @@ def proxy(arguments: argparse.Namespace) -> int:
     secure = any(one.scheme == "https" for one in found.upstreams)
     tls = tls_context(arguments.upstream_ca) if secure or arguments.upstream_ca else None
     keep = parse_keep(arguments.keep)
-    runs = KeptRuns(
-        arguments.out, "proxy", keep, "requests of agents", Anchor.now(), check=check_numbers
-    )
+    runs = KeptRuns(arguments.out, "proxy", keep, "requests of agents", Anchor.now(), check=check_numbers)
     shown = PrometheusSink()
     exposition = Exposition(shown)
 
