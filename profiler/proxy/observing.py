@@ -1,8 +1,8 @@
 """The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
 
 Events are told a little later, in turns of the event loop of their own, a quarter of a millisecond's worth at
-a time, so that what is being forwarded goes first. The queue and the bodies in it are bounded: what does not
-fit is left out and counted.
+a time with pauses between, so that what is being forwarded goes first. The queue and the bodies in it are
+bounded: what does not fit is left out and counted.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ MOST_HELD = 192 * 2**20
 """Bytes of all of them."""
 
 MOST_EVENTS = 20_000
-DELAY_SECONDS = 0.25
+DELAY_SECONDS = 0.1
 """How long events wait to be told, many together: to make sense of an exchange costs several times as much
 where the forwarding of others comes before each (whose code and data push this code's out of the caches)."""
 
 TURN_NS = 250_000
+PAUSE_SECONDS = 0.002
+"""Between two turns: clients and upstreams on this machine want its processors too, and a burst of turns
+would keep one from them for milliseconds."""
+
+MOST_AT_EASE = 1_000
+"""Events that may wait; with more there are no pauses."""
 
 _Event = Literal["requested", "responding", "ended"]
 
@@ -141,7 +147,10 @@ class Watching:
         self._some()
         if self._queue and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            if len(self._queue) > MOST_AT_EASE:
+                self._loop.call_soon(self._turn)
+            else:
+                self._loop.call_later(PAUSE_SECONDS, self._turn)
 
     def _some(self) -> None:
         """As much as one turn may take, and one event at least."""
