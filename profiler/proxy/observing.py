@@ -91,6 +91,10 @@ class Watching:
         body.pieces.append(Piece(at_ns, data))
 
     def requested(self, exchange: Exchange) -> None:
+        # It may hold what an MCP server has answered on a stream that stays open after its answer.
+        for answering in [one for one in self._responding if one.kind == "mcp"]:
+            del self._responding[answering]
+            self._add("responding", answering)
         self._add("requested", exchange)
 
     def responding(self, exchange: Exchange) -> None:

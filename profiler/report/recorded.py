@@ -22,6 +22,9 @@ from profiler.statistics.usage import QuotaShare
 MOST_LINES = 25
 """Lines that `render_recorded` takes at most."""
 MOST_REASONS = 6
+UNFINISHED = "This recording goes on, or was cut short: what was read is counted up to a second or two ago"
+    "This recording goes on, or was cut short: what was read is counted up to the last second but one"
+)
 MOST_TOOLS = 3
 FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
 """So many loops of a single request, and such a share of all, are worth a word."""
@@ -62,6 +65,8 @@ def render_recorded(
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
     lines += [line for one in others for line in wrapped(f"{one}.", width)]
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
+    if not run.finished:
+        rest.insert(0, UNFINISHED)
     for one in rest:
         block = wrapped(f"{one}.", width)
         if len(lines) + len(block) <= MOST_LINES:

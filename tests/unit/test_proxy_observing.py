@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from profiler.proxy.observing import DELAY_SECONDS, Watching
 from profiler.proxy.seen import Exchange
@@ -68,6 +69,27 @@ def test_watching_tells_events_in_their_order_after_the_turn_in_which_they_happe
         assert told.events[1:] == [("responding", 1, b"onetwo"), ("ended", 1, b""), ("requested", 2, b"")]
         assert (first.outcome, first.ended_ns, first.response.size) == ("complete", 7, 6)
         assert seen.held == 0
+
+    run_virtual(main)
+
+
+def test_what_an_mcp_server_has_answered_is_told_before_the_request_that_may_hold_it() -> None:
+    async def main(clock: object) -> None:
+        told = Told()
+        seen = watching(told, [])
+        call, model = replace(exchange(1), kind="mcp"), exchange(2)
+        seen.requested(call)
+        seen.keep(call.response, 5, b"the result")
+        seen.responding(call)  # its stream stays open
+        seen.requested(model)
+        seen.ended(model, "complete", 6)
+        await asyncio.sleep(2 * DELAY_SECONDS)
+        assert told.events == [
+            ("requested", 1, b"the result"),
+            ("responding", 1, b"the result"),
+            ("requested", 2, b""),
+            ("ended", 2, b""),
+        ]
 
     run_virtual(main)
 

@@ -15,7 +15,7 @@ from profiler.limits.known import parse_quota
 from profiler.recordings.drafts import LoopDraft
 from profiler.records import Attempt
 from profiler.report.html import write_any
-from profiler.report.recorded import MOST_LINES, render_recorded, ticks, words
+from profiler.report.recorded import MOST_LINES, UNFINISHED, render_recorded, ticks, words
 from profiler.rundir import Recording
 from profiler.statistics.recorded import recorded_figures
 from tests.unit.recording_data import MS, bound, directory_of, exact, loop, records, run_of
@@ -318,3 +318,10 @@ def test_quota_on_the_command_line_is_for_recorded_runs(
     directory.save(replace(directory.load(), recording=None))
     assert main(["report", str(directory.path), "--quota", "2rpm"]) == 2
     assert "--quota is for recorded runs" in capsys.readouterr().err
+
+
+def test_terminal_says_that_a_recording_goes_on() -> None:
+    run = run_of(turn(0))
+    assert UNFINISHED not in " ".join(render_recorded(run, records(turn(0)), 100).split())
+    going_on = render_recorded(replace(run, finished=False), records(turn(0)), 100)
+    assert UNFINISHED in " ".join(going_on.split())
