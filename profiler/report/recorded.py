@@ -23,8 +23,6 @@ MOST_LINES = 25
 """Lines that `render_recorded` takes at most."""
 MOST_REASONS = 6
 UNFINISHED = "This recording goes on, or was cut short: what was read is counted up to a second or two ago"
-    "This recording goes on, or was cut short: what was read is counted up to the last second but one"
-)
 MOST_TOOLS = 3
 FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
 """So many loops of a single request, and such a share of all, are worth a word."""
