@@ -224,7 +224,7 @@ def written(action: argparse.Action, data: st.DataObject) -> list[str]:
     if action.nargs == 0:
         return [action.option_strings[-1]]
     value = data.draw(words)
-    if action.type is Path or action.dest in ("out", "run", "runs", "directory", "check"):
+    if action.type is Path or action.dest in ("out", "run", "runs", "directory", "check", "log", "journal"):
         value = value if not unsafe(value) else "there"
     return [f"{action.option_strings[-1]}={value}"] if action.option_strings else [value]
 
