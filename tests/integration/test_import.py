@@ -134,7 +134,7 @@ def test_the_temporary_file_is_nobodys():
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path, short, long):
     """More than twice the rows, some kB more: what is held is one group, and what SQLite may hold."""
-    # Its own peak since it began. What a parent is told of it (ru_maxrss) counts what it had from this process.
+    # Its own peak. What a parent is told (ru_maxrss) counts what the child had of it before it began.
     code = "import re, sys; from profiler.cli import main; main(sys.argv[1:])\n"
     code += "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     peaks = []
