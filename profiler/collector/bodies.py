@@ -28,7 +28,7 @@ _ENCODINGS: dict[bytes, Encoding] = {
     b"application/json": "json",
 }
 _REMOTE = 0x300
-"""Of `Span.flags`: it is known whether the parent is in another process, and it is."""
+"""Bits of `Span.flags` that say that the parent is in another process."""
 _ZSTD_WINDOW = 2**27
 _INVALID_ARGUMENT, _UNAVAILABLE, _RESOURCE_EXHAUSTED = 3, 14, 8
 _CODES = {503: _UNAVAILABLE, 413: _RESOURCE_EXHAUSTED}
@@ -84,7 +84,7 @@ def parsed(encoding: Encoding, body: bytes) -> Any:
 
 
 def protobuf_reader() -> Callable[[bytes], Any] | None:
-    """What reads a protobuf message; None where the package is not installed."""
+    """The reader of protobuf messages; None where the package is not installed."""
     try:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     except ImportError:
@@ -102,7 +102,7 @@ class Counted(NamedTuple):
 
 
 def counted(message: Any) -> Counted:
-    """What a message holds, whatever its spans are. Raises `ValueError` where it is no request."""
+    """Counts the spans of a message. Raises `ValueError` where it is no request."""
     spans, remote = 0, []
     if isinstance(message, dict):
         try:

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Collector:
-    """What takes spans (`receiver.Taker`), writes the records of their loops to `runs`, shows them to `sink`.
+    """Takes spans (`receiver.Taker`), writes the records of their loops to `runs`, shows them to `sink`.
 
     `origin_ns` is the zero of the records' times (Unix). `say` tells the user something.
     """
@@ -154,7 +154,7 @@ class Collector:
             self._say(words)
 
     def gauges(self) -> dict[Metric, float]:
-        """What is open now."""
+        """Traces, spans and bytes that are open now."""
         return {
             metrics.COLLECTOR_OPEN_TRACES: len(self._traces),
             metrics.COLLECTOR_OPEN_SPANS: self._traces.spans,

@@ -1,4 +1,4 @@
-"""What the collector counts about itself, as text for `/metrics`."""
+"""The collector's own counts, as text for `/metrics`."""
 
 from __future__ import annotations
 

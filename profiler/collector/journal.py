@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 def line_of(span: Span) -> bytes:
-    """What the journal, and who holds a span meanwhile, keeps of it."""
+    """A span as the journal and the open traces keep it: a line of JSON."""
     # A copy: what orjson returns has some kilobytes behind it that nobody else can use.
     return orjson.dumps(packed(span)) + b"\n"
 
@@ -114,7 +114,7 @@ class Journal:
         self._thread: threading.Thread | None = None
 
     def replay(self, ended: Callable[[str, Iterable[str]], None]) -> Iterator[tuple[Span, bytes]]:
-        """What was open when the process before this one ended; called once, before anything is written.
+        """The spans that were open when the last process ended; called once, before anything is written.
 
         `ended` is told of the traces that had ended, and of their spans. A line that cannot be read was cut
         short by the kill, and is counted (`skipped`).

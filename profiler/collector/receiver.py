@@ -44,7 +44,7 @@ _MORE_HEADERS = {405: b"allow: POST\r\n", 503: b"retry-after: 2\r\n"}
 
 
 class Taker(Protocol):
-    """What takes the spans that come in."""
+    """Takes the spans that come in."""
 
     @property
     def behind(self) -> bool:

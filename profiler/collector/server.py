@@ -42,7 +42,7 @@ _EOF = b"# EOF\n"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `profiler collect` was asked for."""
+    """The options of `profiler collect`."""
 
     host: str = "127.0.0.1"
     port: int = 4318
@@ -213,7 +213,7 @@ def _unread() -> str | None:
 
 
 def _report(collector: Collector, runs: KeptRuns) -> Iterator[str]:
-    """What was collected, and where it is."""
+    """A summary: how much was collected, and where it is."""
     total = collector.figures.total(metrics.COLLECTOR_SPANS)
     yield f"{_counted(collector.loops, 'loop')} of {_counted(total, 'span')}"
     for (reason,), count in collector.figures.counts(metrics.COLLECTOR_SPANS_DROPPED):

@@ -229,7 +229,7 @@ class OpenTraces:
                     self._remembered.discard(self._before.popleft())
 
     def texts(self, traces: Iterable[str]) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """What is kept of those of these traces that are open."""
+        """The spans that are kept of those of these traces that are open."""
         for trace in traces:
             group = self._of.get(trace)
             if group is not None:

@@ -84,7 +84,7 @@ def show_verdict(directory: RunDirectory, quota: KnownQuota | None = None, tally
 
 
 def told(imported: Imported) -> str:
-    """What an import came to, as it is printed."""
+    """The result of an import, as it is printed."""
     from profiler.report.text import clean, counted
 
     recording = imported.recording

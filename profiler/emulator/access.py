@@ -57,7 +57,7 @@ def split_target(target: bytes) -> tuple[bytes | None, bytes]:
 
 
 EMULATOR = ("the emulator's own endpoints answer localhost alone", "profiler emulate")
-"""What answers whom, in words, and the command whose `--allow-host` lets others in."""
+"""Who is answered, in words, and the command whose `--allow-host` lets others in."""
 
 
 def refusal(

@@ -293,7 +293,7 @@ class McpCalls:
 
 
 def _key(exchange: Exchange, session: object, number: object) -> tuple[object, object]:
-    """What names a call: its number in its session; without one, on its own request alone."""
+    """The identity of a call: its number in its session, or without a session on its own request."""
     number = number if isinstance(number, str | int | float) else None
     return (exchange.upstream, session) if session else exchange.number, str(number)
 

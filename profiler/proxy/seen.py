@@ -51,7 +51,7 @@ class Body:
     held: int = 0
 
     def whole(self) -> bytes:
-        """What there is of it, in one."""
+        """All of its pieces, joined."""
         pieces = self.pieces
         return pieces[0].data if len(pieces) == 1 else b"".join([piece.data for piece in pieces])
 
@@ -105,7 +105,7 @@ class Exchange:
 
 
 class Observer(Protocol):
-    """What makes sense of exchanges. Called on the event loop's thread, after bytes were handed on."""
+    """Reads exchanges. Called on the event loop's thread, after bytes were handed on."""
 
     def requested(self, exchange: Exchange) -> None:
         """Its request was read whole, and handed on unless it has ended. Not called where that never was."""

@@ -25,7 +25,7 @@ IDLE_SECONDS = 600
 ACCESS = ("the proxy answers localhost and addresses alone", "profiler proxy")
 
 Own = Callable[[], Answer]
-"""What answers a path of the proxy's own; called in a thread."""
+"""Answers a path of the proxy's own; called in a thread."""
 
 
 class ProxyServer:

@@ -182,7 +182,7 @@ def run(main: Coroutine[Any, Any, Served]) -> Served:
 
 
 def how_to_ask(upstream: Upstream, root: str) -> list[tuple[str, str]]:
-    """What to set where, for clients to ask the proxy at `root` instead of this upstream."""
+    """The variables to set so that clients ask the proxy at `root` instead of this upstream."""
     if upstream.kind == "mcp":
         return [("MCP", upstream.base_url(root))]
     names = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}

@@ -61,7 +61,7 @@ class Loop:
 
 
 def loop_draft(loop: Loop) -> LoopDraft:
-    """What was seen of a loop that is over."""
+    """The draft of a loop that is over."""
     last = loop.last
     status: Status = "cancelled"
     error_type = None
