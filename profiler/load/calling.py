@@ -56,8 +56,9 @@ def underlying(function: Any) -> Any:
 
 def greenlets_for_threads() -> bool:
     """Whether gevent has patched this process: a native thread that waits for a lock may wait for ever."""
-    monkey: Any = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
+    # The name is missing while another thread imports gevent: nothing has been patched by then.
+    is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    return is_patched is not None and bool(is_patched("threading"))
 
 
 async def called(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:

@@ -110,9 +110,10 @@ def native_sleep(seconds: float) -> None:
 
 def unpatched(module: ModuleType, name: str) -> Callable[..., Any]:
     """A function of a module as it is without gevent."""
-    monkey = sys.modules.get("gevent.monkey")
+    # The name is missing while another thread imports gevent: nothing has been patched by then.
+    get_original = getattr(sys.modules.get("gevent.monkey"), "get_original", None)
     original: Callable[..., Any] = (
-        getattr(module, name) if monkey is None else monkey.get_original(module.__name__, name)
+        getattr(module, name) if get_original is None else get_original(module.__name__, name)
     )
     return original
 

@@ -54,7 +54,8 @@ def at_exit(function: Done) -> None:
     """
     atexit.unregister(function)
     atexit.register(function)
-    # Not imported: without it there are no such children.
-    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
-    if process is not None and util is not None and process.parent_process() is not None:
-        util.Finalize(None, function, exitpriority=next(_numbers))  # those of the highest come first
+    # Not imported: without it, or while another thread imports it, this process is no such child.
+    parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
+    finalize = getattr(sys.modules.get("multiprocessing.util"), "Finalize", None)
+    if parent_process is not None and finalize is not None and parent_process() is not None:
+        finalize(None, function, exitpriority=next(_numbers))  # those of the highest come first

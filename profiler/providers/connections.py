@@ -178,13 +178,14 @@ def _judged(error: BaseException | None) -> tuple[str, BaseException | None]:
     for link in _links(error):
         if _is_no_http(link):
             return "not_http", link
-    aiohttp = sys.modules.get("aiohttp")
+    # Not imported: without it, or while another thread imports it, nothing can have raised its error.
+    aiohttp_error = getattr(sys.modules.get("aiohttp"), "ClientError", None)
     if isinstance(error, httpx2.TimeoutException):
         return "timeout", error
     if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.CloseError):
         return "reset", error
     if isinstance(error, httpx2.TransportError | OSError) or (
-        aiohttp is not None and isinstance(error, aiohttp.ClientError)
+        aiohttp_error is not None and isinstance(error, aiohttp_error)
     ):
         return "connection", error
     return (type(error).__name__ if isinstance(error, Exception) else "cancelled"), error

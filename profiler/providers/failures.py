@@ -126,8 +126,9 @@ def caught(sdk: Any) -> tuple[type[Exception], ...]:
     These are its own errors and, from the middle of a stream, the transport's; where a server does not speak
     HTTP, aiohttp's own pass through the SDK.
     """
-    aiohttp = sys.modules.get("aiohttp")
-    more = () if aiohttp is None else (aiohttp.ClientError,)
+    # Not imported: without it, or while another thread imports it, nothing can have raised its error.
+    aiohttp_error = getattr(sys.modules.get("aiohttp"), "ClientError", None)
+    more = () if aiohttp_error is None else (aiohttp_error,)
     return (sdk.APIError, httpx2.HTTPError, httpx2.StreamError, ssl.SSLError, *more)
 
 

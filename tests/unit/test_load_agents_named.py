@@ -257,7 +257,11 @@ def test_object_that_cannot_be_called_is_told_its_method(module: Any) -> None:
 
 
 def test_sync_agent_is_refused_where_threads_are_greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
-    patched = types.SimpleNamespace(is_module_patched=lambda name: name == "threading")
+    # Threads that other tests left in this process ask the same module for what is not patched.
+    patched = types.SimpleNamespace(
+        is_module_patched=lambda name: name == "threading",
+        get_original=lambda module, name: getattr(sys.modules[module], name),
+    )
     monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
     with pytest.raises(UsageError, match="start Locust with LOCUST_SKIP_MONKEY_PATCH=1"):
         run(as_agent(thread, "m:agent"))
