@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import MOST_DRAIN_SECONDS, blocks_for
 from profiler.process.modes import opener_like
+from profiler.process.ports import free_port
 from profiler.process.signals import DRAIN_SECONDS, ENDING
 from profiler.process.streams import IN_CHILDREN
 from profiler.redaction import describe
@@ -213,7 +213,7 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     command += ["-u", str(experiment.users), "-r", str(min(most, SPAWN_RATE))]
     command += ["--exit-code-on-error", "0", f"--run-directory={options.run_directory}"]
     if experiment.workers > 1:
-        port = str(_free_port())
+        port = str(free_port())
         command += ["--processes", str(experiment.workers), "--expect-workers-max-wait", "60"]
         command += ["--enable-rebalancing"]  # the agents of a worker that died start again on the others
         command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
@@ -381,11 +381,3 @@ def _failure(said: list[str]) -> str:
             raised = next(filter(_RAISED.fullmatch, traceback), None)
             return text if raised is None else f"{text}: {raised}"
     return said[-1] if said else "it said nothing"
-
-
-def _free_port() -> int:
-    """A port that was free a moment ago, for the master: two experiments may run on one machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -26,10 +26,11 @@ from typing import Any, Literal
 from profiler import cli
 from profiler.emulator.process import start_emulator
 from profiler.load.plan import NUMBERS_PER_BLOCK
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory
 from tests.integration.kill import LEAVE_SECONDS, OWED_NS, SCENARIO, journal, judging
-from tests.integration.locust_process import Locust, free_port, locust, wait_until
+from tests.integration.locust_process import Locust, locust, wait_until
 
 Kind = Literal["kill", "stop", "cut", "silence", "stop_master", "kill_master", "stop_target"]
 

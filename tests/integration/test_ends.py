@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from profiler.process.ports import free_port
 from profiler.process.signals import DRAIN_SECONDS
 from profiler.rundir import Run, RunDirectory
-from tests.integration.locust_process import MARK, ROOT, free_port, locust, wait_until
+from tests.integration.locust_process import MARK, ROOT, locust, wait_until
 from tests.integration.plain_server import Asked, PlainServer, response
 
 SCENARIO = """

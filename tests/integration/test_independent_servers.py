@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord, read
 
 SCENARIO = """
@@ -88,9 +88,7 @@ def needed(program: str) -> str:
 @contextmanager
 def serving(command: Sequence[str], alive: str) -> Iterator[str]:
     """Start a server on a free port, which is added to its command; its URL, once `alive` is answered."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL) as process:
         try:

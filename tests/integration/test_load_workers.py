@@ -13,10 +13,11 @@ from pathlib import Path
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.output import SETTLED
+from profiler.process.ports import free_port
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategies
-from tests.integration.locust_process import ROOT, check_trials, free_port, locust, wait_until
+from tests.integration.locust_process import ROOT, check_trials, locust, wait_until
 
 
 def pids(path: Path) -> set[int]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from profiler.process.ports import free_port
 from tests.integration.browser import chromium, screenshot, serious, watched
-from tests.integration.locust_process import Locust, free_port, locust, wait_until
+from tests.integration.locust_process import Locust, locust, wait_until
 
 
 @pytest.fixture

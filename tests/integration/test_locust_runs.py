@@ -17,8 +17,9 @@ import trustme
 
 from profiler.emulator.process import start_emulator
 from profiler.load.options import DEFAULT_STRATEGIES
+from profiler.process.ports import free_port
 from profiler.rundir import RunDirectory
-from tests.integration.locust_process import Locust, check_trials, csv_counts, free_port, locust, wait_until
+from tests.integration.locust_process import Locust, check_trials, csv_counts, locust, wait_until
 
 UNPATCHED = {"LOCUST_SKIP_MONKEY_PATCH": "1"}
 INSTANT = ("--scenario", "instant", "-u", "8", "-r", "8")

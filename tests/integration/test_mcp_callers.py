@@ -24,6 +24,7 @@ import openai
 import pytest
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord, ToolCall
 from profiler.watch.profiler import Profiler
 
@@ -98,9 +99,7 @@ class Truth:
 def span_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Truth]:
     """The SDK's own server over HTTP."""
     file = tmp_path_factory.mktemp("spans") / "spans.jsonl"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     script = str(Path(__file__).with_name("mcp_span_server.py"))
     command = [sys.executable, script, str(file), str(SECONDS), str(port)]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from profiler.emulator.process import start_emulator
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord, ToolCall
 from profiler.rundir import RunDirectory
-from tests.integration.locust_process import MARK, ROOT, free_port, marked, wait_until
+from tests.integration.locust_process import MARK, ROOT, marked, wait_until
 from tests.mcp_server import Behaviour, McpServer
 
 OWN = f"{shlex.quote(sys.executable)} -m tests.mcp_server --stdio"

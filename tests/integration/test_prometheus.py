@@ -24,9 +24,10 @@ from profiler.anatomy import phases, tool_phase
 from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord, read
 from profiler.strategies import parse_strategies
-from tests.integration.prometheus_process import Prometheus, free_port, prometheus, wait_until
+from tests.integration.prometheus_process import Prometheus, prometheus, wait_until
 from tools.dashboards.board import SLO_SECONDS
 
 SCRAPE_SECONDS = 1

@@ -31,10 +31,11 @@ from profiler.emulator.process import start_emulator
 from profiler.errors import ProviderError
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import Exposition, PrometheusSink
+from profiler.process.ports import free_port
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
 from profiler.records import encode
 from profiler.watch.profiler import Profiler
-from tests.integration.locust_process import free_port, locust
+from tests.integration.locust_process import locust
 
 CANARY = "CANARY"
 """All of them have it in their name: one search finds any."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from profiler.process.ports import free_port
 from profiler.rundir import versions
 from tests.integration.kill import SCENARIO
-from tests.integration.locust_process import COMPARE, ROOT, free_port, locust
+from tests.integration.locust_process import COMPARE, ROOT, locust
 
 OTHER = """
 from locust import User, task

@@ -20,10 +20,10 @@ from profiler.anatomy import PHASES, phases, tool_phase
 from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.process.ports import free_port
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.strategies import parse_strategies
-from tests.integration.locust_process import free_port
 from tests.measuring import Measurement
 
 pytestmark = pytest.mark.measures(tolerates=0.25)  # medians of ratios within one run
