@@ -56,7 +56,7 @@ class Tools:
         return await self._ask("weather_of", city=city)
 
     async def _ask(self, name: str, **arguments: Any) -> str:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             return (await client.post(f"{self._url}/tools/{name}", json=arguments)).text
 
     def all(self) -> list[Any]:

@@ -19,6 +19,9 @@ import pytest
 
 from profiler.process.ports import free_port
 
+SECONDS = 60
+"""For how long anything is waited for."""
+
 
 def needed(binary: str, package: str = "prometheus") -> str:
     """Where a program is. Missing, it fails a test in CI; elsewhere the test is skipped, and says so."""
@@ -41,7 +44,7 @@ class Prometheus:
         """`data` of an answer; an error's text is raised as AssertionError."""
         url = self._root + path + "?" + urllib.parse.urlencode(parameters, doseq=True)
         try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None
@@ -74,7 +77,7 @@ def prometheus(directory: Path, config: str) -> Iterator[Prometheus]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         server = Prometheus(port)
-        wait_until(lambda: _answers(server, process), 20, "Prometheus to answer")
+        wait_until(lambda: _answers(server, process), "Prometheus to answer")
         yield server
     finally:
         process.terminate()
@@ -85,11 +88,10 @@ def prometheus(directory: Path, config: str) -> Iterator[Prometheus]:
             process.wait()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + SECONDS
     while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"waited {seconds} s for {what}")
+        assert time.monotonic() < end, f"waited {SECONDS} s for {what}"
         time.sleep(0.1)
 
 

@@ -147,7 +147,7 @@ async def main(url: str, folder: Path) -> None:
     for kind, make in KINDS.items():
         to = provider(folder, kind)
         ask = make(url, to)
-        async with httpx.AsyncClient(base_url=url) as emulator:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as emulator:
             await emulator.delete("/emulator/journal")
             await asyncio.gather(ask(), ask())
             journal = (await emulator.get("/emulator/journal")).json()

@@ -74,7 +74,7 @@ def model_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
-    thread.join(10)
+    thread.join(60)
 
 
 def make_service(prof: Profiler, model_url: str) -> Any:
@@ -168,7 +168,7 @@ def service(model_url: str) -> Iterator[tuple[str, list[Any], Profiler]]:
     until(lambda: server.started)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", records, prof
     server.should_exit = True
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

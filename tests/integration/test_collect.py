@@ -28,6 +28,7 @@ from profiler.recordings.keeping import made_by
 from profiler.rundir import Anchor, RunDirectory
 from tests.integration.collecting import (
     MS,
+    SECONDS,
     WHOLE,
     as_json,
     as_protobuf,
@@ -106,11 +107,11 @@ def test_what_cannot_be_taken_is_refused_in_words_and_the_collector_goes_on(tmp_
             (403, b"evil.example", collector.post(good, origin="http://evil.example")),
             (200, b"metrics are dropped here", collector.post(b"", path="/v1/metrics")),
             (404, b"spans go to /v1/traces", collector.post(good, path="/v2/spans")),
-            (405, b"POST", httpx.get(f"{collector.url}/v1/traces")),
+            (405, b"POST", httpx.get(f"{collector.url}/v1/traces", timeout=SECONDS)),
             (
                 403,
                 b"--allow-host evil.example",
-                httpx.get(f"{collector.url}/metrics", headers={"host": "evil.example"}),
+                httpx.get(f"{collector.url}/metrics", headers={"host": "evil.example"}, timeout=SECONDS),
             ),
         ):
             assert (answer.status_code, words in answer.content) == (expected, True), answer.content
@@ -121,7 +122,7 @@ def test_what_cannot_be_taken_is_refused_in_words_and_the_collector_goes_on(tmp_
         with socket.create_connection((host, int(port))) as client:
             client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
             assert client.recv(100).startswith(b"HTTP/1.1 400 ")
-        assert httpx.get(f"{collector.url}/healthz").text == "ok\n"
+        assert httpx.get(f"{collector.url}/healthz", timeout=SECONDS).text == "ok\n"
         assert [shape(one) for one in collector.recorded(1)] == [WHOLE]
         _, _, errors = collector.ended(signal.SIGTERM)
     assert "profiler collect: metrics come in too, and are dropped" in errors
@@ -253,7 +254,7 @@ async def test_pydantic_ais_spans_by_opentelemetrys_exporter(
 
             async def search(query: str) -> str:
                 """Search the web."""
-                async with httpx.AsyncClient() as asker:
+                async with httpx.AsyncClient(timeout=SECONDS) as asker:
                     return (await asker.post(f"{emulator.url}/tools/search", json={"query": query})).text
 
             model = OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client))
@@ -264,7 +265,7 @@ async def test_pydantic_ais_spans_by_opentelemetrys_exporter(
             await agent.run(QUESTION)
         provider.shutdown()
         (record,) = collector.recorded(1)
-        async with httpx.AsyncClient() as asker:
+        async with httpx.AsyncClient(timeout=SECONDS) as asker:
             entries = (await asker.get(f"{emulator.url}/emulator/journal")).json()["entries"]
         now = Anchor.now()
     anchor = made_by(tmp_path / "runs", "collect")[0].load().anchor

@@ -135,7 +135,7 @@ class Cell:
         return TOOLS[name](**arguments)
 
     def check_server(self) -> None:
-        with urllib.request.urlopen(self.path, timeout=10) as answer:
+        with urllib.request.urlopen(self.path, timeout=60) as answer:
             known = json.load(answer)
         self.expect("refused by the server", known["refused"], [])
         self.expect("replies", known["replies"], len(self.dialect.turns))

@@ -74,9 +74,9 @@ def unasked() -> Iterator[EmulatorProcess]:
 
 
 def journal(emulator: EmulatorProcess, **query: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = httpx.get(f"{emulator.url}/emulator/journal", params=query).json()[
-        "entries"
-    ]
+    entries: list[dict[str, Any]] = httpx.get(
+        f"{emulator.url}/emulator/journal", params=query, timeout=60
+    ).json()["entries"]
     return entries
 
 
@@ -85,11 +85,11 @@ def clear(emulator: EmulatorProcess) -> None:
 
 
 def post(emulator: EmulatorProcess, body: Any, headers: dict[str, str]) -> httpx.Response:
-    return httpx.post(f"{emulator.url}/v1/chat/completions", json=body, headers=headers)
+    return httpx.post(f"{emulator.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
 
 
 def ask_tool(emulator: EmulatorProcess, headers: dict[str, str]) -> httpx.Response:
-    return httpx.get(f"{emulator.url}/tools/anything", params={"q": "x"}, headers=headers)
+    return httpx.get(f"{emulator.url}/tools/anything", params={"q": "x"}, headers=headers, timeout=60)
 
 
 async def drained(stream: Any) -> list[Any]:
@@ -104,7 +104,7 @@ async def final_message(manager: Any) -> Any:
 async def test_a_client_without_headers_keeps_its_loop_by_the_ids_alone(unasked: EmulatorProcess) -> None:
     async with (
         openai.AsyncOpenAI(base_url=f"{unasked.url}/v1", api_key="x") as chat,
-        httpx.AsyncClient(base_url=unasked.url) as tools,
+        httpx.AsyncClient(base_url=unasked.url, timeout=60) as tools,
     ):
 
         async def one() -> list[tuple[str, str]]:
@@ -268,7 +268,7 @@ async def test_models_and_token_counts(instant: EmulatorProcess) -> None:
 
 
 def test_tool_endpoints(instant: EmulatorProcess) -> None:
-    with httpx.Client(base_url=instant.url) as client:
+    with httpx.Client(base_url=instant.url, timeout=60) as client:
         by_query = client.get("/tools/weather", params={"city": "São Paulo", "units": "celsius"}).json()
         by_path = client.get("/tools/weather/S%C3%A3o%20Paulo?format=j1").json()
         assert by_query == by_path
@@ -291,7 +291,7 @@ def test_tool_endpoints(instant: EmulatorProcess) -> None:
 
 
 def test_own_endpoints(instant: EmulatorProcess) -> None:
-    with httpx.Client(base_url=instant.url) as client:
+    with httpx.Client(base_url=instant.url, timeout=60) as client:
         assert client.get("/healthz").text == "ok\n"
         client.delete("/emulator/journal")
         client.get("/tools/weather", params={"city": "Oslo"})
@@ -310,7 +310,7 @@ def test_own_endpoints(instant: EmulatorProcess) -> None:
 @pytest.mark.measures
 async def test_tool_durations_are_the_tapes_and_are_never_short(start: Any) -> None:
     emulator = start(duration='{ kind = "uniform", low = 0.02, high = 0.08 }', scale=1.0)
-    async with httpx.AsyncClient(base_url=emulator.url) as client:
+    async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as client:
 
         async def call(n: int) -> None:
             await asyncio.sleep(n * 0.004)
@@ -430,7 +430,7 @@ async def test_anthropic_quota_tells_input_and_output_apart(start: Any) -> None:
 @pytest.mark.measures
 async def test_concurrent_requests_are_limited_and_released(start: Any) -> None:
     emulator = start("\n[quota]\nconcurrent_requests = 2\n", first=0.15)
-    async with httpx.AsyncClient(base_url=emulator.url) as client:
+    async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as client:
         body = {"model": "m", "messages": [USER]}
         replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(5)))
         assert sorted(reply.status_code for reply in replies) == [200, 200, 429, 429, 429]
@@ -454,7 +454,7 @@ async def test_concurrent_requests_are_limited_and_released(start: Any) -> None:
 )
 async def test_crowded_tools(start: Any, capacity: str, statuses: list[int], longest: float) -> None:
     emulator = start(f"capacity = {capacity}\n", duration=0.15)
-    async with httpx.AsyncClient(base_url=emulator.url) as client:
+    async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as client:
         await asyncio.gather(*(client.get("/healthz") for _ in range(5)))
         replies = await asyncio.gather(*(client.get("/tools/look", params={"n": n}) for n in range(5)))
         assert sorted(reply.status_code for reply in replies) == statuses
@@ -472,7 +472,7 @@ async def test_crowded_tools(start: Any, capacity: str, statuses: list[int], lon
 @pytest.mark.measures
 async def test_a_caller_that_goes_away_frees_its_slot(start: Any) -> None:
     emulator = start('capacity = { concurrent = 1, mode = "reject" }\n', duration=5)
-    async with httpx.AsyncClient(base_url=emulator.url) as client:
+    async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.get("/tools/look", timeout=0.1)
         await asyncio.sleep(0.05)
@@ -523,7 +523,7 @@ async def test_faults_of_the_connection(start: Any) -> None:
     body = {"model": "m", "messages": [USER], "tools": CHAT_TOOLS}
     for extra, least, most in [(fault("reset"), 0, 0.39), (fault("hang", seconds=0.4), 0.4, 1.0)]:
         emulator = start(extra)
-        async with httpx.AsyncClient(base_url=emulator.url) as client:
+        async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as client:
             started = time.perf_counter()
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
                 await client.post("/v1/chat/completions", json=body, headers=headers)

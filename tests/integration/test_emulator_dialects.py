@@ -166,7 +166,7 @@ def deltas_of(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def truth(emulator: EmulatorProcess, kind: str = "model") -> list[dict[str, Any]]:
     url = f"{emulator.url}/emulator/journal"
-    entries: list[dict[str, Any]] = httpx.get(url, params={"kind": kind}).json()["entries"]
+    entries: list[dict[str, Any]] = httpx.get(url, params={"kind": kind}, timeout=60).json()["entries"]
     httpx.delete(url)
     return entries
 
@@ -211,7 +211,7 @@ async def test_dialect_finishes_loops_of_the_openai_sdk(started: Any, dialect: s
 
 def refused(emulator: EmulatorProcess, messages: list[Any], **more: Any) -> tuple[int, Any]:
     body = {"model": "m", "messages": messages, "tools": CHAT_TOOLS, **more}
-    reply = httpx.post(f"{emulator.url}/v1/chat/completions", json=body)
+    reply = httpx.post(f"{emulator.url}/v1/chat/completions", json=body, timeout=60)
     return reply.status_code, reply.json()
 
 
@@ -331,7 +331,7 @@ async def test_azure_client_of_the_sdk(started: Any) -> None:
 
 def test_azure_needs_its_api_version(started: Any) -> None:
     url = f"{started('azure').url}/openai/deployments/d/chat/completions"
-    reply = httpx.post(url, json={"messages": [QUESTION]})
+    reply = httpx.post(url, json={"messages": [QUESTION]}, timeout=60)
     assert (reply.status_code, reply.json()) == (
         404,
         {"error": {"code": "404", "message": "Resource not found"}},
@@ -346,8 +346,8 @@ def test_model_apis_answer_below_any_path(started: Any, path: str) -> None:
         assert reply.choices[0].finish_reason == "stop"
         assert client.responses.create(model="m", input="x").output_text
         assert client.models.list().data
-    assert httpx.get(f"{url}/chat/completions").status_code == 405
-    assert httpx.post(f"{url}/completions").status_code == 404
+    assert httpx.get(f"{url}/chat/completions", timeout=60).status_code == 405
+    assert httpx.post(f"{url}/completions", timeout=60).status_code == 404
 
 
 # Odd wires

@@ -376,7 +376,7 @@ async def test_wrong_and_missing_keys(emulator: EmulatorProcess) -> None:
             await client.messages.create(model="claude-sonnet-4-6", max_tokens=9, messages=[USER])
     assert isinstance(denied.value.body, dict)
     assert denied.value.body["error"] == {"type": "authentication_error", "message": "invalid x-api-key"}
-    async with httpx.AsyncClient(base_url=emulator.url) as raw:
+    async with httpx.AsyncClient(base_url=emulator.url, timeout=60) as raw:
         assert (await raw.post("/v1/responses", json={})).status_code == 401
         missing = await raw.post("/v1/messages", json={})
         assert (missing.status_code, missing.json()["error"]["message"]) == (
@@ -454,7 +454,7 @@ async def test_what_an_sdk_would_not_send(
     emulator: EmulatorProcess, path: str, body: bytes, message: str, param: str | None, code: str | None
 ) -> None:
     async with httpx.AsyncClient(
-        base_url=emulator.url, headers={"authorization": "Bearer sk-right"}
+        base_url=emulator.url, headers={"authorization": "Bearer sk-right"}, timeout=60
     ) as client:
         response = await client.post(path, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400

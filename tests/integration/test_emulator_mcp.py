@@ -38,7 +38,7 @@ WITHIN = 60
 
 
 def journal(emulator: EmulatorProcess) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx.get(f"{emulator.url}/emulator/journal").json()["entries"]
+    found: list[dict[str, Any]] = httpx.get(f"{emulator.url}/emulator/journal", timeout=60).json()["entries"]
     return found
 
 

@@ -236,7 +236,9 @@ TOOL = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required
 
 def one_call(path: str, emulator: EmulatorProcess, **body: Any) -> list[tuple[str | None, Any]]:
     headers = {"x-toolloop-loop": "1", "anthropic-version": "2023-06-01"}
-    response = httpx.post(emulator.url + path, json={"model": "m", "stream": True, **body}, headers=headers)
+    response = httpx.post(
+        emulator.url + path, json={"model": "m", "stream": True, **body}, headers=headers, timeout=60
+    )
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     return frames(response.text)
 

@@ -77,7 +77,7 @@ async def clients() -> AsyncIterator[list[Any]]:
 
 
 def stats_of(emulator: EmulatorProcess) -> dict[str, Any]:
-    stats: dict[str, Any] = httpx.get(f"{emulator.url}/emulator/stats").json()
+    stats: dict[str, Any] = httpx.get(f"{emulator.url}/emulator/stats", timeout=60).json()
     return stats
 
 
@@ -91,7 +91,7 @@ def check(emulator: EmulatorProcess, api: str, answer: str, at_once: int = 3) ->
     assert stats["requests"] == {api: {"200": 2}, "tools": {"200": 3}}
     assert stats["peak_in_flight"]["tools"] == at_once
     check_answer(answer)
-    entries = httpx.get(f"{emulator.url}/emulator/journal").json()["entries"]
+    entries = httpx.get(f"{emulator.url}/emulator/journal", timeout=60).json()["entries"]
     assert [entry["round"] for entry in entries] == [0, 0, 0, 0, 1]
     # No client named its loop or its calls: the ids and the arguments did.
     assert len({entry["loop"] for entry in entries}) == 1
@@ -130,7 +130,7 @@ def check_profile(emulator: EmulatorProcess, records: list[LoopRecord], answer: 
     """One loop of two rounds; three calls that overlapped, with the ids that the emulator handed out."""
     check_answer(answer)
     (record,) = records
-    entries = httpx.get(f"{emulator.url}/emulator/journal").json()["entries"]
+    entries = httpx.get(f"{emulator.url}/emulator/journal", timeout=60).json()["entries"]
     assert (record.status, record.ambiguous_calls) == ("ok", 0)
     assert [len(r.tool_calls) for r in record.rounds] == [3, 0]
     calls = record.rounds[0].tool_calls

@@ -184,7 +184,7 @@ def test_fakellm(fakellm: str, compare: Any, provider: str, streamed: bool) -> N
 
 def asked(url: str) -> int:
     """The requests that fakellm has counted."""
-    with urllib.request.urlopen(f"{url}/_fakellm/stats", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/_fakellm/stats", timeout=60) as answer:
         return int(json.load(answer)["total_requests"])
 
 

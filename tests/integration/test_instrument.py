@@ -69,7 +69,7 @@ def prof(records) -> Profiler:
 
 
 def fetch(url: str, name: str, city: str) -> str:
-    return httpx.get(f"{url}/tools/{name}", params={"city": city}).text
+    return httpx.get(f"{url}/tools/{name}", params={"city": city}, timeout=60).text
 
 
 async def tutorial_loop(client, functions, *, stream=False) -> tuple[str, int]:
@@ -123,11 +123,11 @@ def check_against(journal, record: LoopRecord) -> None:
     assert [r.model.request_id for r in record.rounds] == [e["request_id"] for e in model]
     assert [a.status for r in record.rounds for a in r.model.attempts] == [e["status"] for e in model]
     ours = {c.id: (c.ended_ns - c.started_ns) / 1e9 for c in record.tool_calls}
-    theirs = {e["call_id"]: (e["finished_ns"] - e["received_ns"]) / 1e9 for e in tools}
+    theirs = {e["call_id"]: (e["due_ns"] - e["received_ns"]) / 1e9 for e in tools}
     assert set(ours) == set(theirs)
     for call_id, seconds in theirs.items():
-        # A crowded machine may add to the client's time, and the server may note late that it has sent.
-        assert -0.1 < ours[call_id] - seconds < 10
+        # No answer comes before it is due; a crowded machine may add to the client's time.
+        assert 0 <= ours[call_id] - seconds < 10
     phases = loop_phases(record)
     assert sum(phases.values()) == record.ended_ns - record.started_ns
 
@@ -136,7 +136,7 @@ def check_against(journal, record: LoopRecord) -> None:
 async def test_a_hand_written_loop(url, journal, prof, records, stream):
     client = prof.instrument(openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k"))
     prof.instrument(client)  # twice is harmless
-    async with client, httpx.AsyncClient() as http, prof.loop("support-agent"):
+    async with client, httpx.AsyncClient(timeout=60) as http, prof.loop("support-agent"):
         answer, made = await tutorial_loop(client, async_tools(url, prof, http), stream=stream)
     assert answer
     (record,) = records

@@ -155,7 +155,7 @@ def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_there(tmp_path: Pa
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=100,
         # What a user who is not root can have: no file of the run may grow beyond this.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
     )
@@ -200,7 +200,7 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=60,
         )
     assert ended.stderr == "profiler: the output: cannot be written: No space left on device\n"
     assert ended.returncode == 2

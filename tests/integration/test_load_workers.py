@@ -47,10 +47,10 @@ def test_a_worker_that_joins_late_takes_its_share_and_no_loop_is_cut_off(tmp_pat
         )
         processes.start("--worker", *there)
         runs = tmp_path / "runs"
-        assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 40)
+        assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
         processes.start("--worker", *there)
         directory = processes.directory()
-        assert wait_until(lambda: len(pids(directory.records_path)) == 2, 50)
+        assert wait_until(lambda: len(pids(directory.records_path)) == 2, 60)
         (directory.path / SETTLED).touch()  # the trial under way is the last, however long it took to come
         for process in (master, *processes.started[1:]):
             code, output = processes.end(process)
@@ -74,7 +74,7 @@ def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path:
             files = list(out.glob("*/records.jsonl"))
             return bool(files) and len(pids(files[0])) == 2
 
-        assert wait_until(both, 40)
+        assert wait_until(both, 60)
         (file,) = out.glob("*/records.jsonl")
         for target in json.loads((file.parent / "targets.json").read_text())[0]["targets"]:
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as response:

@@ -78,7 +78,7 @@ class Truth:
 
     def spans(self) -> list[tuple[str, int, int]]:
         if self.url:
-            entries = httpx.get(f"{self.url}/emulator/journal").json()["entries"]
+            entries = httpx.get(f"{self.url}/emulator/journal", timeout=60).json()["entries"]
         else:
             assert self.file is not None
             entries = [json.loads(line) for line in self.file.read_text().splitlines()]
@@ -114,7 +114,7 @@ def span_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Truth]:
         yield Truth(Target(url=f"http://127.0.0.1:{port}/mcp"), file=file)
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 async def watched(

@@ -108,7 +108,7 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
         run = run_experiment(Experiment(options, users=8, seconds=8.0, workers=2))
         end = time.time()
         records = list(read(run / "records.jsonl"))
-        wait_until(lambda: server.instant("up == 0", time.time()) != [], 10, "a scrape after the end")
+        wait_until(lambda: server.instant("up == 0", time.time()) != [], "a scrape after the end")
         yield Scraped(server, records, run.name, start, end)
 
 

@@ -41,7 +41,7 @@ EMPTY_OF_OTHERS_TOO = {
 }
 """Panels that show nothing of any loop without an MCP server, or without a quota."""
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
     }
     with prometheus(directory, yaml.safe_dump(config)) as server:
         sink(recorded_loop())
-        wait_until(lambda: len(server.instant("up == 1", time.time())) == len(ports), 30, "the first scrapes")
+        wait_until(lambda: len(server.instant("up == 1", time.time())) == len(ports), "the first scrapes")
         start = time.time()
         while time.time() < start + FED_SECONDS:
             sink(recorded_loop())
@@ -95,7 +95,6 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
         ((_, fed),) = sink.values(metrics.RECORDED_LOOPS)
         wait_until(
             lambda: server.instant(f"toolloop_recorded_loops_total >= {fed}", time.time()) != [],
-            30,
             "the last scrape",
         )
         yield Scraped(server, start, time.time())

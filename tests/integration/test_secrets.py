@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -10,7 +11,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import urllib.request
 from collections.abc import Iterator
@@ -175,30 +175,31 @@ def test_a_load_test_with_everything_logged(tmp_path: Path, capfd: pytest.Captur
     work.mkdir()
     (work / "scenario.toml").write_text(SCENARIO)
     (work / "agent.py").write_text(AGENT.format(headers=HEADERS))
-    port, scraped = free_port(), []
+    port, scraped, over = free_port(), [], threading.Event()
 
     def scrape() -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and not any(b"look_up" in text for text in scraped):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as response:
-                    scraped.append(response.read())
-            except OSError:
-                pass
-            time.sleep(0.2)
+        while not over.wait(0.2) and not any(b"look_up" in text for text in scraped):
+            with (
+                contextlib.suppress(OSError, http.client.HTTPException),  # not up yet, or gone
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response,
+            ):
+                scraped.append(response.read())
 
     scraper = threading.Thread(target=scrape)
     scraper.start()
     debug = {**ENVIRONMENT, "OPENAI_LOG": "debug", "ANTHROPIC_LOG": "debug"}
-    with locust(work) as processes:
-        code, output = processes.run(
-            *("-L", "DEBUG", "-u", "3", "-r", "9", "--trial-seconds", "1", "--blocks", "1"),
-            *("--strategy", "gathered"),
-            *("--scenario", "scenario.toml", "--agent", "agent:make_agent", "--metrics-port", str(port)),
-            *("--csv", str(work / "runs" / "stats"), "--html", str(work / "runs" / "locust.html")),
-            **debug,
-        )
-    scraper.join()
+    try:
+        with locust(work) as processes:
+            code, output = processes.run(
+                *("-L", "DEBUG", "-u", "3", "-r", "9", "--trial-seconds", "1", "--blocks", "1"),
+                *("--strategy", "gathered"),
+                *("--scenario", "scenario.toml", "--agent", "agent:make_agent", "--metrics-port", str(port)),
+                *("--csv", str(work / "runs" / "stats"), "--html", str(work / "runs" / "locust.html")),
+                **debug,
+            )
+    finally:
+        over.set()
+        scraper.join()
     (directory,) = [path for path in (work / "runs").iterdir() if path.is_dir()]
     assert code == 1, output  # some loops fail
     assert main(["report", str(directory)]) == 0

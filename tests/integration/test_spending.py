@@ -167,7 +167,7 @@ def compare_at_a_terminal(answer: str, *arguments: str) -> tuple[int, str]:
             pass
         finally:
             os.close(ours)
-        return process.wait(20), shown.decode()
+        return process.wait(60), shown.decode()
 
 
 def test_a_plan_that_leaves_this_machine_is_asked_about_on_a_terminal(tmp_path: Path, scenario: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import statistics
 import threading
@@ -47,7 +48,7 @@ def run(path: Path) -> tuple[list[LoopRecord], dict[str, dict], dict[str, float]
 
     def scrape() -> None:
         while not done.is_set():
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):  # not up yet, or gone
+            with contextlib.suppress(OSError, http.client.HTTPException):  # not up yet, or gone
                 scrapes.append(fetch(f"http://127.0.0.1:{port}/metrics"))
             time.sleep(0.2)
 

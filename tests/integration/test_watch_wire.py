@@ -79,10 +79,10 @@ def server() -> Iterator[tuple[Server, str]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     yield made, f"http://127.0.0.1:{found[0]}"
     found[1].call_soon_threadsafe(done.set)
-    thread.join(30)
+    thread.join(60)
 
 
 def clients(url: str, asynchronous: bool, aiohttp: bool) -> dict[Api, Any]:

@@ -185,7 +185,7 @@ def test_str_result_goes_as_it_is_anything_else_as_json():
 def test_threads_are_reused_and_bounded():
     async def main():
         threads = NativeThreads(limit=2)
-        started = threading.Barrier(2, timeout=5)
+        started = threading.Barrier(2, timeout=60)
         seen = await asyncio.gather(
             *(threads.run(lambda: (started.wait(), threading.get_ident())) for _ in range(2))
         )

@@ -156,7 +156,7 @@ def test_a_pool_tells_its_size_and_whether_work_waits_for_a_thread() -> None:
     def job() -> None:
         where = circumstances()
         assert where.executor is not None
-        gate.wait(10)
+        gate.wait(60)
         seen.append(pool(where.executor))
 
     with ThreadPoolExecutor(2) as executor:
