@@ -151,20 +151,20 @@ def test_time_in_which_the_machine_did_not_run_a_step_is_not_the_tool_s() -> Non
 
 def test_a_pool_tells_its_size_and_whether_work_waits_for_a_thread() -> None:
     gate = threading.Event()
-    seen: list[Any] = []
 
-    def job() -> None:
+    def job() -> Any:
         where = circumstances()
         assert where.executor is not None
         gate.wait(60)
-        seen.append(pool(where.executor))
+        return pool(where.executor)
 
     with ThreadPoolExecutor(2) as executor:
         jobs = [executor.submit(job) for _ in range(3)]
         gate.set()
-        [one.result(10) for one in jobs]
+        seen = [one.result(60) for one in jobs]
     assert {found.threads for found in seen} == {2}
-    assert [seen[0].full, seen[-1].full] == [True, False]
+    # The first of the two to look sees the third wait; the other may look when that has begun.
+    assert (seen[0].full or seen[1].full, seen[2].full) == (True, False)
     assert circumstances().executor is None
 
 
