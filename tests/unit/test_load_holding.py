@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -25,10 +26,10 @@ CALLS = 4
 
 
 class Counted:
-    """A tool, async and sync, that counts how many of it run at once."""
+    """A tool, async and sync, that counts how many of it run at once: `together` of the sync one, at least."""
 
-    def __init__(self, given: AgentContext) -> None:
-        self.context = given
+    def __init__(self, given: AgentContext, together: int = 1) -> None:
+        self.context, self.together = given, together
         self.now = self.most = self.ran = 0
         self._lock = threading.Lock()
         self.tool = given.profiler.tool(self.awaited, name="a")
@@ -53,6 +54,9 @@ class Counted:
     def blocking(self) -> None:
         self._enters()
         time.sleep(0.002)
+        deadline = time.monotonic() + 60
+        while self.most < self.together and time.monotonic() < deadline:  # another thread has no turn yet
+            os.sched_yield()
         self._leaves()
 
 
@@ -82,14 +86,14 @@ async def on_the_loop(counted: Counted) -> None:
         counted.sync()
 
 
-def held(spec: str, body: Callable[[Counted], Any]) -> tuple[Counted, LoopRecord]:
+def held(spec: str, body: Callable[[Counted], Any], together: int = 1) -> tuple[Counted, LoopRecord]:
     records: list[LoopRecord] = []
     made: list[Counted] = []
 
     async def main() -> None:
         given = context(spec)
         given.profiler.hold = hold
-        counted = Counted(given)
+        counted = Counted(given, together)
         made.append(counted)
 
         async def agent(prompt: str) -> None:
@@ -129,7 +133,7 @@ def test_call_of_a_servers_tool_waits_for_the_limit_of_the_server(server: str, m
 @pytest.mark.parametrize("body", [gathers, gathers_threads, in_pool, on_its_own_loop])
 @pytest.mark.parametrize(("spec", "most"), [("sequential", 1), ("semaphore:2", 2)])
 def test_calls_wait_wherever_they_run(spec: str, most: int, body: Callable[[Counted], Any]) -> None:
-    counted, record = held(spec, body)
+    counted, record = held(spec, body, most)
     assert (counted.ran, counted.most, counted.now) == (CALLS, most, 0)
     assert record.unlimited_calls == 0
     calls = [call for round_ in record.rounds for call in round_.tool_calls]
