@@ -26,7 +26,7 @@ CALLS = 4
 
 
 class Counted:
-    """A tool, async and sync, that counts how many of it run at once: `together` of the sync one, at least."""
+    """A tool, async and sync, that counts how many of it run at once: of the sync one, `together` or more."""
 
     def __init__(self, given: AgentContext, together: int = 1) -> None:
         self.context, self.together = given, together
