@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from unittest import mock
 
@@ -14,8 +15,8 @@ from profiler.statistics import summary
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """What a test, or the command that it runs, puts into the environment is gone after it."""
-    with mock.patch.dict(os.environ):
+    """What a test puts into the environment or the path of imports, or its command does, is gone after it."""
+    with mock.patch.dict(os.environ), mock.patch.object(sys, "path", [*sys.path]):
         yield
 
 
