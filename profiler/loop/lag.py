@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from profiler.anatomy import Interval, overlap, union
 from profiler.loop.eventloop import native_sleep, start_native_thread
@@ -96,12 +97,23 @@ def held_ns(steps: Iterable[Interval], stalls: Sequence[Stall], least_ns: int) -
     return sum(ns for ns in held if ns > least_ns)
 
 
+class Gap(NamedTuple):
+    """From when a heartbeat's thread was last seen to run until it ran again, although it was due before.
+
+    `cpu_ns` of that time the process did run. When is not known: at first, it is taken to be.
+    """
+
+    woke_ns: int
+    ended_ns: int
+    cpu_ns: int
+
+
 class Heartbeat:
     """A native thread that sleeps 20 ms at a time, and keeps the gaps in which the process did not run.
 
     A gap is a sleep that ended late although the process used CPU for less than half of that: where it used
-    more, its own code kept this thread waiting (for the interpreter's lock). It counts from when the thread
-    was last seen to run. The thread runs while anybody has entered, and ends by itself.
+    more, its own code kept this thread waiting (for the interpreter's lock). The thread runs while anybody
+    has entered, and ends by itself.
     """
 
     def __init__(
@@ -116,7 +128,7 @@ class Heartbeat:
         self._users: set[object] = set()
         self._thread: object | None = None  # the one whose turn it is; any other ends
         self._beat = (0, 0)  # wall and CPU time when the thread last woke
-        self._gaps: deque[Interval] = deque(maxlen=_KEPT)
+        self._gaps: deque[Gap] = deque(maxlen=_KEPT)
 
     def enter(self, user: object) -> None:
         """From any thread."""
@@ -127,7 +139,7 @@ class Heartbeat:
     def leave(self, user: object) -> None:
         self._users.discard(user)
 
-    def gaps(self) -> list[Interval]:
+    def gaps(self) -> list[Gap]:
         """The gaps so far, that of now included: after a stop the thread may not have had its turn yet."""
         found = list(self._gaps)
         if self._thread is not None and (now := self._gap(self._clock())) is not None:
@@ -155,12 +167,12 @@ class Heartbeat:
             if self._users:  # somebody has entered just now, and took this thread to be running
                 self._start()
 
-    def _gap(self, now_ns: int) -> Interval | None:
-        woke_ns, cpu_ns = self._beat
+    def _gap(self, now_ns: int) -> Gap | None:
+        woke_ns, before_ns = self._beat
         late_ns = now_ns - woke_ns - int(HEARTBEAT_SECONDS * 1e9)
-        if late_ns < STALL_NS or 2 * (self._cpu_clock() - cpu_ns) > late_ns:
+        if late_ns < STALL_NS or 2 * (cpu_ns := self._cpu_clock() - before_ns) > late_ns:
             return None
-        return woke_ns, now_ns
+        return Gap(woke_ns, now_ns, cpu_ns)
 
 
 IDLE_NS = 200_000
@@ -295,7 +307,8 @@ class LagSampler:
 
     def _with_stops(self, stalls: list[Stall]) -> list[Stall]:
         """The stalls with what the heartbeat knows by now: its thread may have its turn after the loop's."""
-        stopped = union(self._heartbeat.gaps()) if stalls and self._heartbeat is not None else []
+        gaps = self._heartbeat.gaps() if stalls and self._heartbeat is not None else []
+        stopped = union((gap.woke_ns + gap.cpu_ns, gap.ended_ns) for gap in gaps)
         return [
             Stall(one.started_ns, one.ended_ns, min(one.lag_ns, max(one.machine_ns, overlap(stopped, span))))
             for one in stalls
@@ -380,7 +393,9 @@ class StopSampler:
         To be called before `leave`.
         """
         sleep_ns = int(HEARTBEAT_SECONDS * 1e9)
-        gaps = union((woke_ns + sleep_ns, ended_ns) for woke_ns, ended_ns in self._heartbeat.gaps())
+        gaps = union(
+            (gap.woke_ns + max(sleep_ns, gap.cpu_ns), gap.ended_ns) for gap in self._heartbeat.gaps()
+        )
         return [Stall(start, end, end - start) for start, end in gaps if end >= since_ns]
 
 

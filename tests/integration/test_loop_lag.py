@@ -105,13 +105,20 @@ def test_run_delay_grows_while_another_process_has_the_core():
 import os, time
 from profiler.loop.kernel import RunDelay
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print("ready", flush=True)
+input()
 delay, began = RunDelay(), time.monotonic()
 before = delay.read_ns()
 while time.monotonic() < began + 0.5:
     pass
 print((delay.read_ns() - before) / 1e9 / (time.monotonic() - began))
 """
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    both = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in "ab"]
+    assert [one.stdout.readline() for one in both] == ["ready\n"] * 2
+    for one in both:
+        one.stdin.write("go\n")
+        one.stdin.flush()
     shares = [float(one.communicate(timeout=60)[0]) for one in both]
     assert max(shares) > 0.25  # two that compute on one core: each waits for about half the time
     assert RunDelay().read_ns() is not None

@@ -13,6 +13,7 @@ from profiler.loop.lag import (
     IDLE_NS,
     STEPS,
     BusyPeriod,
+    Gap,
     Heartbeat,
     LagSampler,
     Lateness,
@@ -126,14 +127,14 @@ def test_gap_is_a_late_sleep_without_cpu():
     at_hand.heartbeat.enter("loop")
     at_hand.run((20, 1), (24, 0), (60, 3), (60, 55), (20, 0))
     # 4 ms late: none. 40 ms late: one. 40 ms late and busy: its own code. Then it is on time.
-    assert at_hand.heartbeat.gaps() == [(44 * MS, 104 * MS)]
+    assert at_hand.heartbeat.gaps() == [Gap(44 * MS, 104 * MS, cpu_ns=3 * MS)]
 
 
 def test_gap_of_now_counts_before_the_thread_had_its_turn():
     at_hand = HeartbeatAtHand()
     at_hand.heartbeat.enter("loop")
     at_hand.now += 30 * MS
-    assert at_hand.heartbeat.gaps() == [(0, 30 * MS)]
+    assert at_hand.heartbeat.gaps() == [Gap(0, 30 * MS, cpu_ns=0)]
     at_hand.cpu += 25 * MS
     assert at_hand.heartbeat.gaps() == []
 
@@ -142,9 +143,10 @@ def test_sync_code_sees_stops_of_the_process_since_the_heartbeat_was_due():
     at_hand = HeartbeatAtHand()
     sampler = StopSampler(at_hand.heartbeat)
     sampler.enter()
-    at_hand.run((60, 3), (20, 0), (60, 55), (100, 0), (20, 0))
-    assert sampler.stalls(0) == [Stall(20 * MS, 60 * MS, 40 * MS), Stall(160 * MS, 240 * MS, 80 * MS)]
-    assert sampler.stalls(61 * MS) == [Stall(160 * MS, 240 * MS, 80 * MS)]
+    at_hand.run((60, 3), (20, 0), (60, 55), (100, 35), (20, 0))
+    # While it used the processor for 35 ms, of which 20 may be from before it was due, it was not stopped.
+    assert sampler.stalls(0) == [Stall(20 * MS, 60 * MS, 40 * MS), Stall(175 * MS, 240 * MS, 65 * MS)]
+    assert sampler.stalls(61 * MS) == [Stall(175 * MS, 240 * MS, 65 * MS)]
     assert sampler.leave(0) == 0
 
 
@@ -190,13 +192,34 @@ def test_stop_of_the_whole_process_is_the_machines():
         sampler.enter()
         await asyncio.sleep(0.105)
         late += 80 * MS  # the loop stands still until 190; the other thread is late from 120 to 185
-        at_hand.heartbeat._gaps.append((120 * MS, 185 * MS))
+        at_hand.heartbeat._gaps.append(Gap(120 * MS, 185 * MS, cpu_ns=0))
         await asyncio.sleep(0.1)
         found = sampler.stalls(0)
         sampler.leave(0)
         return found
 
     assert run_virtual(main) == [Stall(110 * MS, 190 * MS, 65 * MS)]
+
+
+def test_what_a_process_computed_while_the_machine_ran_it_now_and_then_is_not_the_machines():
+    late = 0
+    at_hand = HeartbeatAtHand()
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(
+            asyncio.get_running_loop(), lambda: clock() + late, lambda: None, at_hand.heartbeat
+        )
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        late += 1000 * MS  # until 1110, of which it computed for 300
+        at_hand.heartbeat._gaps.append(Gap(105 * MS, 1105 * MS, cpu_ns=300 * MS))
+        await asyncio.sleep(0.1)
+        found = sampler.stalls(0)
+        sampler.leave(0)
+        return found
+
+    assert run_virtual(main) == [Stall(110 * MS, 1110 * MS, 700 * MS)]
 
 
 def test_lateness_of_a_window_takes_the_part_of_each_stall_inside_it():
@@ -322,7 +345,7 @@ def test_sum_of_all_lags_counts_stops_as_the_machines_once_the_heartbeat_has_see
         def leave(self, user): ...
 
         def gaps(self):
-            return [(0, 10_000 * MS)]
+            return [Gap(0, 10_000 * MS, cpu_ns=0)]
 
     async def main(clock):
         nonlocal late
