@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import profiler
+from profiler.loop import lag
 from profiler.records import LoopRecord
 from profiler.watch.profiler import Profiler
 from tests.generated_replies import MESSAGES, Served, Wire, clients, shown
@@ -281,6 +282,8 @@ def run():
     expected = asyncio.run(program(served, made, None))
     yield once, expected
     logging.disable(logging.NOTSET)
+    # Where a line of leaving failed, somebody is inside, and a thread would run to the end of all tests.
+    lag._heartbeat._users.clear()
 
 
 def fail_at(run: Any, most: int | None) -> None:
