@@ -129,6 +129,7 @@ class LiveView:
         self._color = use_color(stream, environment)
         # NO_COLOR takes away colours alone; only a dumb terminal cannot move its cursor.
         self._redraws = not quiet and stream.isatty() and environment.get("TERM") != "dumb"
+        self._environment = environment
         self._width = width
         self._rolling = Rolling()
         self._lock = threading.Lock()
@@ -146,6 +147,7 @@ class LiveView:
                 markup=False,
                 emoji=False,
                 width=self._width,
+                _environ=self._environment,
             )
             self._live = Live(console=console, auto_refresh=False, transient=True)
             self._live.start()
