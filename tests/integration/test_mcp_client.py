@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -204,6 +205,7 @@ async def test_call_that_is_given_up_is_ended_at_the_server(era: str, how: str) 
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        await until(lambda: any(call.arguments.get("fault") for call in server.calls))
         silent = next(call for call in server.calls if call.arguments.get("fault"))
         await until(lambda: silent.outcome == "cancelled")
         told = [one["params"] for one in server.core.said if one["method"] == "notifications/cancelled"]
@@ -318,10 +320,12 @@ async def test_large_arguments_are_sent_whole() -> None:
         assert (result.error_type, len(result.text)) == (None, 3_000_012)
 
 
-async def test_nothing_listens(unused_tcp_port: int) -> None:
-    spec = ServerSpec("gone", f"http://127.0.0.1:{unused_tcp_port}/mcp")
-    with pytest.raises(ToolServerError, match=r"MCP server gone .*refused the connection") as caught:
-        await connect(spec)
+async def test_nothing_listens() -> None:
+    with socket.socket() as closed:  # bound, not listening: every connection is refused
+        closed.bind(("127.0.0.1", 0))
+        spec = ServerSpec("gone", f"http://127.0.0.1:{closed.getsockname()[1]}/mcp")
+        with pytest.raises(ToolServerError, match=r"MCP server gone .*refused the connection") as caught:
+            await connect(spec)
     assert (caught.value.server, caught.value.error_type) == ("gone", "connection")
 
 
