@@ -179,4 +179,6 @@ async def proxied(
         upstream.close()
         for task in tasks:
             task.cancel()
-        await asyncio.sleep(0.01)
+        if tasks:
+            await asyncio.wait(tasks, timeout=WAIT)
+        await asyncio.sleep(0.01)  # what was closed is told so in turns of the event loop
