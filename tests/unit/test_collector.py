@@ -166,7 +166,9 @@ def test_after_a_kill_the_next_one_goes_on_and_writes_nothing_twice(tmp_path):
     first = Collecting(tmp_path)
     first.collector.take([*loop("whole"), *loop("open")[:2]])
     first.journal.flush()
-    first.at(10)  # the record is written; that it is has not been noted yet
+    first.journal._closed.set()  # its thread ends, which would soon note that the record is written
+    first.journal._thread.join()
+    first.at(10)
     first.journal._lock.close()
     second = Collecting(tmp_path)
     assert second.collector.replay(lambda: keeping.recent_ids(tmp_path, "collect")) == 6
