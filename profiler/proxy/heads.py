@@ -142,8 +142,8 @@ class RequestHead:
 class ResponseHead:
     """The head of a response, read. `lines` are those that go on, a Location as `location` turns it.
 
-    `coding`: its transfer codings, empty for none. `to_the_end`: nothing frames its body, if it has one, but the
-    end of the connection.
+    `coding`: its transfer codings, empty for none. `to_the_end`: nothing frames its body, if it has one, but
+    the end of the connection.
     """
 
     __slots__ = ("coding", "keep_alive_seconds", "length", "lines", "to_the_end")
