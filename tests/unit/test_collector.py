@@ -166,10 +166,11 @@ def test_after_a_kill_the_next_one_goes_on_and_writes_nothing_twice(tmp_path):
     first = Collecting(tmp_path)
     first.collector.take([*loop("whole"), *loop("open")[:2]])
     first.journal.flush()
-    first.at(10)  # the record is written; that it is has not been noted yet
-    first.journal._lock.close()
-    second = Collecting(tmp_path)
-    assert second.collector.replay(lambda: keeping.recent_ids(tmp_path, "collect")) == 6
+    with first.journal._writing:
+        first.at(10)  # the record is written; that it is has not been noted yet
+        first.journal._lock.close()
+        second = Collecting(tmp_path)
+        assert second.collector.replay(lambda: keeping.recent_ids(tmp_path, "collect")) == 6
     second.collector.take(loop("open")[1:])
     second.at(10)
     assert sorted(one.id.partition("-")[0] for one in second.records()) == ["open", "whole"]
