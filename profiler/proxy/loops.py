@@ -33,10 +33,11 @@ BOUNDS = (
     " bound, except where it sees the call itself (--mcp-upstream)"
 )
 UNFINISHED = "requests whose client left before all of them was there"
+BACKGROUND = "requests that a server works on in the background: their replies are fetched later, unread"
 UNREAD = "responses that could not be read"
 
 _TOLD = "told"
-"""The state of an exchange whose reply was told before its end."""
+"""The state of an exchange of which nothing more is to be told at its end."""
 
 
 class LoopObserver:
@@ -89,6 +90,10 @@ class LoopObserver:
             exchange.request.pieces.clear()
             return
         asked = asked_of(api, path, exchange.request_headers, body_of(exchange), self._salt, exchange.key)
+        if asked.background:
+            self._skip(BACKGROUND)
+            exchange.state = _TOLD
+            return
         if not self._conversations.is_awaited(asked):
             self._tell_whole()
         turn = self._conversations.asked(asked, exchange.started_ns, exchange.connection)
