@@ -424,6 +424,13 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.close()
 
+    def break_off(self) -> None:
+        """End at once, whatever is being forwarded, and so that nobody takes a part of it for whole."""
+        if self._queue and self._queue[0].to_the_end:
+            self.cut(reset=True)
+        else:
+            self.abort()
+
     def abort(self) -> None:
         self._closing = True
         if self._transport is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from profiler.proxy.dialing import connected
 from profiler.proxy.heads import ResponseHead
 from profiler.proxy.routes import Upstream
 
@@ -288,13 +289,17 @@ class Pool:
         if context is None and upstream.scheme == "https":
             raise ValueError("no certificates to check those of upstreams against")
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await self._loop.create_connection(
-                lambda: UpstreamConnection(self, upstream),
-                upstream.host,
-                upstream.port,
-                ssl=context,
-                server_hostname=upstream.host if context else None,
-            )
+            one = await connected(self._loop, upstream.host, upstream.port)
+            try:
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self, upstream),
+                    sock=one,
+                    ssl=context,
+                    server_hostname=upstream.host if context else None,
+                )
+            except BaseException:
+                one.close()
+                raise
         self.made += 1
         return connection
 
