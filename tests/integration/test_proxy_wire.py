@@ -375,6 +375,21 @@ async def test_an_upstream_that_dies_in_the_middle_is_no_clean_end(
         assert (exchange.outcome, exchange.status) == ("upstream gone", 200)
 
 
+async def test_a_proxy_that_is_ended_in_the_middle_is_no_clean_end_either() -> None:
+    async def handler(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await asyncio.sleep(WAIT)
+
+    async with proxied(handler) as proxy:
+        wire = await proxy.connect()
+        await wire.send(b"GET /v1/x HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        await wire.until(b"abc")
+        proxy.server.cut()
+        with pytest.raises(ConnectionResetError):
+            await wire.rest()
+
+
 async def test_a_request_that_a_server_may_have_taken_is_never_sent_twice() -> None:
     """A connection from the pool dies while the request is on its way: only what does no harm goes again."""
     asked: list[bytes] = []

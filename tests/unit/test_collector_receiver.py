@@ -72,6 +72,12 @@ def test_spans_that_cannot_be_read_are_said_to_be_rejected(taker):
     assert taker.taken == [(["b" * 16], 1, frozenset())]
 
 
+def test_null_is_what_is_not_given(taker):
+    assert ask(taker, b'{"resourceSpans": null}').status == 200
+    assert taker.taken == [([], 0, frozenset())]
+    assert ask(taker, b'{"resourceSpans": 5}').status == 400
+
+
 def test_who_sends_too_fast_is_asked_to_come_again(taker):
     taker.behind = "the disk is full"
     reply = ask(taker, request(SPAN))
