@@ -55,7 +55,7 @@ def _one(name: bytes, most: int) -> Decode | None:
 
 
 class _Bounded:
-    """What may still come, of `most` bytes: a few bytes may stand for a great many, which nobody is to hold."""
+    """What may still come, of `most` bytes: a few bytes may stand for a great many."""
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -107,7 +107,7 @@ class _Deflate(_Bounded):
 
 
 class _Zstd(_Bounded):
-    """Zstandard, whose library bounds nothing here: by so little that it stands for some megabytes at most."""
+    """Zstandard. Its library bounds nothing here, so it is given little, which stands for some megabytes."""
 
     STEP = 512
 
