@@ -400,8 +400,10 @@ class RunDirectory:
             directory.save(run)
             with _failing(directory.records_path, "cannot be written"):
                 open(directory.records_path, "ab", opener=opener_like(path)).close()
-        except KeyboardInterrupt:  # nobody else knows of it yet
+        except (KeyboardInterrupt, RecordError):  # nobody else knows of it yet
             shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # for want of files to open, rmtree removes nothing
+                path.rmdir()
             raise
         return directory
 

@@ -28,6 +28,7 @@ SOURCE = "otel"
 OF_NO_AGENT = "spans of traces without an agent, a model request or a tool"
 REPEATED = "spans that came before"
 LATE = "spans that came after their loop had been written"
+TOO_FAST = "spans come in faster than they can be written down"
 UNREADABLE = "spans without ids, or without a start"
 
 _log = logging.getLogger(__name__)
@@ -64,9 +65,11 @@ class Collector:
         self._began = 0
 
     @property
-    def behind(self) -> bool:
-        """More waits to be written to disk than should."""
-        return self._journal.behind or self._runs.behind
+    def behind(self) -> str:
+        """Why whoever has more should wait, in words: more waits to be written to disk than should."""
+        if hindered := self._journal.hindered or self._runs.hindered:
+            return hindered
+        return TOO_FAST if self._journal.behind or self._runs.behind else ""
 
     def take(
         self, spans: Sequence[Span], unreadable: int = 0, remote: Collection[tuple[str, str]] = ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -75,8 +76,8 @@ class _Entry(NamedTuple):
 class Journal:
     """The journal in a folder of its own, which is made, and removed when nothing is open at the end.
 
-    `segment_bytes` and `most_segments` bound it, beside what is open. After a failed write (a full disk) the
-    next is tried all the same; `lost` counts the bytes.
+    `segment_bytes` and `most_segments` bound it, beside what is open. What cannot be written (on a full disk)
+    waits, and is tried again.
 
     Raises `UsageError` when another process has it, `RecordError` when it cannot be written.
     """
@@ -87,8 +88,9 @@ class Journal:
         segment_bytes: int = SEGMENT_BYTES,
         most_segments: int = MOST_SEGMENTS,
     ) -> None:
-        self.lost = 0
         self.skipped = 0
+        self.hindered = ""
+        """Why what has come cannot be written; empty where it can."""
         self._directory = directory
         self._segment_bytes, self._most = segment_bytes, most_segments
         try:
@@ -109,7 +111,6 @@ class Journal:
         self._counting = threading.Lock()
         self._writing = threading.RLock()
         self._held: frozenset[str] = frozenset()
-        self._failing = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -195,15 +196,20 @@ class Journal:
             if not entries:
                 return
             lines = b"".join(entry.lines for entry in entries)
+            count, error = self._write(lines)
+            left: list[_Entry] = []
+            if error is not None:
+                self._fail(error)
+                entries, left = _parted(entries, count)
+                self._waiting.extendleft(reversed(left))
+            else:
+                self.hindered = ""
             with self._counting:
-                self._waiting_bytes -= len(lines)
-            try:
-                self._write(lines)
-            except OSError as error:
-                self._fail(len(lines), error)
-                self._forget(entries)  # what is not written holds nothing
-                return
-            self._account(entries)
+                self._waiting_bytes -= len(lines) - sum(len(entry.lines) for entry in left)
+            if entries:
+                self._account(entries)
+            for entry in left:  # what they let go of makes room, perhaps
+                self._let_go(entry.ended)
             self._sweep(keep_last=True)
 
     def _put(self, entry: _Entry) -> None:
@@ -223,15 +229,18 @@ class Journal:
             except Exception:  # a defect of ours, which must not end the writing of what comes next
                 _log.exception("%s: spans were not written", self._directory)
 
-    def _write(self, lines: bytes) -> None:
-        if self._file is None or self._segments[-1].size >= self._segment_bytes:
-            self._next()
+    def _write(self, lines: bytes) -> tuple[int, OSError | None]:
+        """How many of the lines were written, and why no more were."""
+        try:
+            if self._file is None or self._segments[-1].size >= self._segment_bytes:
+                self._next()
+        except OSError as error:
+            return 0, error
         assert self._file is not None
         failure = append_lines(self._file, lines)
-        if failure is not None:
-            raise failure[1]
-        self._segments[-1].size += len(lines)
-        self._failing = False
+        with contextlib.suppress(OSError):
+            self._segments[-1].size = os.fstat(self._file.fileno()).st_size
+        return (lines.count(b"\n"), None) if failure is None else failure
 
     def _next(self) -> None:
         """Begin a segment."""
@@ -240,27 +249,28 @@ class Journal:
             self._file = None
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         path = self._directory / f"{number}.jsonl"
-        self._file = FileIO(path, "ab", opener=new_for_owner)
+        file = FileIO(path, "ab", opener=new_for_owner)
         head = orjson.dumps({"fields": _FIELDS}, option=orjson.OPT_APPEND_NEWLINE)
-        self._segments.append(_Segment(path, size=len(head)))
-        failure = append_lines(self._file, head)
+        failure = append_lines(file, head)
         if failure is not None:
+            file.close()
+            path.unlink()
             raise failure[1]
+        self._file = file
+        self._segments.append(_Segment(path, size=len(head)))
 
     def _account(self, entries: Sequence[_Entry]) -> None:
         current = self._segments[-1]
         for entry in entries:
             if entry.moved:
                 self._segments[0].traces.difference_update(entry.began)
-            elif entry.ended:
-                for segment in self._segments:
-                    segment.traces.difference_update(entry.ended)
+            self._let_go(entry.ended)
             current.traces.update(entry.began)
 
-    def _forget(self, entries: Sequence[_Entry]) -> None:
-        for entry in entries:
+    def _let_go(self, ended: Iterable[str]) -> None:
+        if ended:
             for segment in self._segments:
-                segment.traces.difference_update(entry.ended)
+                segment.traces.difference_update(ended)
 
     def _sweep(self, keep_last: bool) -> None:
         """Remove segments that nothing needs, the oldest first."""
@@ -297,15 +307,27 @@ class Journal:
         found = [path for path in self._directory.glob("*.jsonl") if path.stem.isdigit()]
         return sorted(found, key=lambda path: int(path.stem))
 
-    def _fail(self, count: int, error: OSError) -> None:
-        self.lost += count
-        if not self._failing:
-            self._failing = True
+    def _fail(self, error: OSError) -> None:
+        failing = bool(self.hindered)
+        self.hindered = f"spans cannot be written to disk: {error.strerror}"
+        if not failing:
             _log.error(
                 "%s: cannot be written: %s; until it can, a kill loses the spans of open traces",
                 self._directory,
                 error.strerror,
             )
+
+
+def _parted(entries: list[_Entry], count: int) -> tuple[list[_Entry], list[_Entry]]:
+    """What so many lines of them are, and the rest. One that is in both holds its traces in both."""
+    for number, entry in enumerate(entries):
+        lines = entry.lines.splitlines(keepends=True)
+        if len(lines) > count:
+            rest = entry._replace(lines=b"".join(lines[count:]))
+            begun = [_Entry(b"", entry.began)] if count else []
+            return entries[:number] + begun, [rest, *entries[number + 1 :]]
+        count -= len(lines)
+    return entries, []
 
 
 def _of_another_version(names: Sequence[str], values: Sequence[Any]) -> Span:

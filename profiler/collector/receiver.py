@@ -47,8 +47,8 @@ class Taker(Protocol):
     """Takes the spans that come in."""
 
     @property
-    def behind(self) -> bool:
-        """It cannot keep up: whoever has more should wait."""
+    def behind(self) -> str:
+        """Why it can take no more now, and whoever has more should wait; empty where it can."""
         ...
 
     def take(self, spans: list[Span], unreadable: int, remote: Collection[tuple[str, str]]) -> None:
@@ -128,8 +128,8 @@ class Receiver:
         if signal != "traces":
             self._taker.say_once(f"{signal} come in too, and are dropped: only spans are kept")
             return accepted(encoding, 0, f"{signal} are dropped here: only spans are kept")
-        if self._taker.behind:
-            raise Refused(503, "spans come in faster than they can be written down: try again")
+        if behind := self._taker.behind:
+            raise Refused(503, f"{behind}: try again")
         message = parsed(encoding, unpacked_body(headers, exchange.body))
         try:
             spans = spans_of_request(message)

@@ -65,7 +65,8 @@ class Asked:
     sent it before, None where it does not say. `marks`: what its client says it belongs to, hashed, by name.
     `key`: the same for the same credentials. `said`: the same
     for the same messages, of a request without results.
-    `is_read` is False for a body that is no such request, or was not kept.
+    `is_read` is False for a body that is no such request, or was not kept. `background`: the server answers
+    at once, and works on; who asked fetches the reply later.
     """
 
     api: Api
@@ -82,6 +83,7 @@ class Asked:
     key: bytes = b""
     said: bytes = b""
     is_read: bool = True
+    background: bool = False
 
     @property
     def is_remembered(self) -> bool:
@@ -140,6 +142,7 @@ def asked_of(
         marks,
         key,
         b"" if results else _messages_digest(items, body, salt),
+        background=data.get("background") is True and not data.get("stream"),
     )
 
 

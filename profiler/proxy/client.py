@@ -121,7 +121,8 @@ class ClientConnection(asyncio.Protocol):
             if self._head_size > MAX_HEAD and not self._closing:
                 self._refuse_unread(431, "the head of the request is too large")
         queue = self._queue
-        if not queue:
+        transport = self._transport
+        if not queue or transport is None or transport.is_closing():
             return
         if waiting == 0:
             self._last_ns = now
@@ -377,7 +378,9 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         transport = self._transport
-        if transport is not None and not self._held_back and not transport.is_closing():
+        upstream = self._queue[0].connection if self._queue else None
+        held_back = self._held_back or (upstream is not None and upstream.write_paused)
+        if transport is not None and not held_back and not transport.is_closing():
             transport.resume_reading()
 
     def idle_since(self, limit_ns: int) -> bool:
@@ -420,6 +423,13 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
         else:
             self.close()
+
+    def break_off(self) -> None:
+        """End at once, whatever is being forwarded, and so that nobody takes a part of it for whole."""
+        if self._queue and self._queue[0].to_the_end:
+            self.cut(reset=True)
+        else:
+            self.abort()
 
     def abort(self) -> None:
         self._closing = True

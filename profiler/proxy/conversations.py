@@ -130,6 +130,12 @@ class Conversations:
         _bound(self._connections)
         return turn
 
+    def is_awaited(self, asked: Asked) -> bool:
+        """Whether what a request goes on from, if it goes on from anything, has been told."""
+        if asked.previous is not None and asked.previous in self._responses:
+            return True
+        return not asked.results or any(one.id in self._asked for one in asked.results)
+
     def told(self, turn: Turn, told: Told) -> None:
         """Its response has ended."""
         turn.told = told

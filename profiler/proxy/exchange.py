@@ -126,8 +126,14 @@ class Reading:
             else:
                 self._chunks.append(data)
 
+    @property
+    def is_whole(self) -> bool:
+        """It has said all, whether its response has ended or not."""
+        reader = self._reader
+        return self._streamed and reader is not None and reader.done and reader.usable
+
     def told(self, exchange: Exchange) -> Told:
-        """What it said, now that it has ended."""
+        """What it said, now that it has ended, or is whole."""
         self.more(exchange)
         asked, probe, reader = self._asked, self._probe, self._reader
         ended_ns = exchange.ended_ns if exchange.ended_ns is not None else self._now_ns

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from profiler.proxy.client import ClientConnection
     from profiler.proxy.upstream import UpstreamConnection
 
-_HARMLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+_HARMLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
 class Answer(NamedTuple):

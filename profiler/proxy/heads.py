@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import orjson
 
-from profiler.proxy.seen import Headers
+from profiler.proxy.seen import Exchange, Headers
 from profiler.redaction import SHORTEST
 
 Raw = Sequence[tuple[bytes, bytes]]
@@ -140,9 +140,13 @@ class RequestHead:
 
 
 class ResponseHead:
-    """The head of a response, read. `lines` are those that go on, a Location as `location` turns it."""
+    """The head of a response, read. `lines` are those that go on, a Location as `location` turns it.
 
-    __slots__ = ("coding", "keep_alive_seconds", "length", "lines")
+    `coding`: its transfer codings, empty for none. `to_the_end`: nothing frames its body, if it has one, but
+    the end of the connection.
+    """
+
+    __slots__ = ("coding", "keep_alive_seconds", "length", "lines", "to_the_end")
 
     def __init__(self, headers: Raw, location: Callable[[bytes], bytes]) -> None:
         self.coding = b""
@@ -173,6 +177,15 @@ class ResponseHead:
             # The framing in chunks counts (RFC 9112, 6.3), and both together must not go on.
             lines = [line for line in lines if line[:15].lower() != b"content-length:"]
             self.length = None
+        self.to_the_end = self.length is None and not self.coding
+        if self.coding:
+            codings = [
+                one for part in self.coding.split(b",") if (one := part.strip().lower()) != b"identity"
+            ]
+            if codings[-1:] != [b"chunked"]:
+                # Its body is not in chunks, and goes on in some.
+                self.to_the_end = True
+                self.coding = b", ".join([*codings, b"chunked"])
         self.lines = lines
 
 
@@ -236,6 +249,13 @@ def shown(headers: Raw, secrets: Collection[bytes] = (), held: list[bytes] | Non
         elif not secrets or not any(secret in value for secret in secrets):
             told.append((lower, value))
     return told
+
+
+def tell_response(exchange: Exchange) -> None:
+    """Fill in the headers of its response, as an observer may see them."""
+    if exchange.raw_response:
+        exchange.response_headers = shown(exchange.raw_response, exchange.secrets)
+        exchange.raw_response = exchange.secrets = ()
 
 
 def parts_of(values: Iterable[bytes]) -> tuple[bytes, ...]:

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from profiler.proxy.asked import asked_of
-from profiler.proxy.conversations import Conversations
+from profiler.proxy.conversations import LONGEST_REPLY_NS, Conversations
 from profiler.proxy.exchange import Reading, body_of
+from profiler.proxy.heads import tell_response
 from profiler.proxy.kinds import kind_of
 from profiler.proxy.matching import Matching
 from profiler.proxy.mcp import McpCalls, McpReading
@@ -32,7 +33,11 @@ BOUNDS = (
     " bound, except where it sees the call itself (--mcp-upstream)"
 )
 UNFINISHED = "requests whose client left before all of them was there"
+BACKGROUND = "requests that a server works on in the background: their replies are fetched later, unread"
 UNREAD = "responses that could not be read"
+
+_TOLD = "told"
+"""The state of an exchange of which nothing more is to be told at its end."""
 
 
 class LoopObserver:
@@ -66,6 +71,8 @@ class LoopObserver:
         self.requests: Counter[tuple[str, str]] = Counter()
         """Exchanges that have ended, by kind and by the class of their status (`2xx`, `none`)."""
         self.loops = 0
+        self._under_way: dict[Exchange, None] = {}
+        """Requests to models whose responses have not ended, the oldest first."""
 
     @property
     def open_loops(self) -> int:
@@ -83,8 +90,15 @@ class LoopObserver:
             exchange.request.pieces.clear()
             return
         asked = asked_of(api, path, exchange.request_headers, body_of(exchange), self._salt, exchange.key)
+        if asked.background:
+            self._skip(BACKGROUND)
+            exchange.state = _TOLD
+            return
+        if not self._conversations.is_awaited(asked):
+            self._tell_whole()
         turn = self._conversations.asked(asked, exchange.started_ns, exchange.connection)
         exchange.state = (turn, Reading(asked, exchange.started_ns))
+        self._under_way[exchange] = None
 
     def responding(self, exchange: Exchange) -> None:
         state = exchange.state
@@ -97,19 +111,18 @@ class LoopObserver:
 
     def ended(self, exchange: Exchange) -> None:
         state, exchange.state = exchange.state, None
+        self._under_way.pop(exchange, None)
         kind = self._count(exchange)
         if isinstance(state, McpReading) and self._mcp is not None:
             self._mcp.ended(exchange, state)
         elif isinstance(state, tuple):
-            turn: Turn = state[0]
-            told = state[1].told(exchange)
-            if told.model.unreadable:
-                self._doubt(UNREAD)
-            self._conversations.told(turn, told)
-        elif kind == "model" and exchange.outcome == "client gone":
+            self._told(exchange, *state)
+        elif kind == "model" and state is not _TOLD and exchange.outcome == "client gone":
             self._skip(UNFINISHED)
 
     def tick(self, now_ns: int) -> None:
+        while self._under_way and next(iter(self._under_way)).started_ns < now_ns - LONGEST_REPLY_NS:
+            del self._under_way[next(iter(self._under_way))]  # its end was lost, or is not waited for
         self._conversations.tick(now_ns)
         if self._matching is not None and self._mcp is not None:
             self._mcp.tick(now_ns)
@@ -120,6 +133,28 @@ class LoopObserver:
         self._conversations.close()
         if self._matching is not None:
             self._matching.close()
+
+    def _tell_whole(self) -> None:
+        """Take the replies that have said all for ended, though their servers keep the responses open.
+
+        Their clients need not wait for that, and go on: so the request that brings the results of their calls
+        comes before their end.
+        """
+        for exchange in [*self._under_way]:
+            state = exchange.state
+            assert isinstance(state, tuple)
+            tell_response(exchange)
+            state[1].more(exchange)
+            if state[1].is_whole:
+                del self._under_way[exchange]
+                exchange.state = _TOLD
+                self._told(exchange, *state)
+
+    def _told(self, exchange: Exchange, turn: Turn, reading: Reading) -> None:
+        told = reading.told(exchange)
+        if told.model.unreadable:
+            self._doubt(UNREAD)
+        self._conversations.told(turn, told)
 
     def _doubt(self, words: str) -> None:
         self.doubts[words] += 1

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from profiler.proxy.heads import parts_of, shown
+from profiler.proxy.heads import parts_of, shown, tell_response
 from profiler.proxy.seen import Body, Exchange, Observer, Outcome, Piece
 
 MOST_BODY = 24 * 2**20
@@ -175,10 +175,7 @@ class Watching:
             if held:
                 exchange.secrets = parts_of(held)
                 exchange.key = hashlib.blake2b(b"\0".join(held), digest_size=8, key=self._salt).digest()
-        if exchange.raw_response:
-            exchange.response_headers = shown(exchange.raw_response, exchange.secrets)
-            exchange.raw_response = ()
-            exchange.secrets = ()
+        tell_response(exchange)
         try:
             if event == "responding":
                 observer.responding(exchange)

@@ -121,7 +121,7 @@ class ProxyServer:
     def cut(self) -> None:
         """End everything."""
         for connection in list(self.connections):
-            connection.abort()
+            connection.break_off()
         self.pool.close()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from profiler.proxy.dialing import connected
 from profiler.proxy.heads import ResponseHead
 from profiler.proxy.routes import Upstream
 
@@ -45,6 +46,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_until = 0.0
         self.heard = False
         """Whether anything of the response to the current request has come."""
+        self.write_paused = False
+        """It takes no more for now: its client is not to be read."""
         self._closed_by: str | None = None
         self._new_parser()
 
@@ -131,10 +134,12 @@ class UpstreamConnection(asyncio.Protocol):
         del self._parser  # it knows us: a circle
 
     def pause_writing(self) -> None:
+        self.write_paused = True
         if self.forward is not None:
             self.forward.client.pause_reading()
 
     def resume_writing(self) -> None:
+        self.write_paused = False
         if self.forward is not None:
             self.forward.client.resume_reading()
 
@@ -167,7 +172,7 @@ class UpstreamConnection(asyncio.Protocol):
             forward.switched(self._reason, self._headers, self._out)
             return
         bodiless = forward.head.method == b"HEAD" or status in (204, 304)
-        self._to_the_end = not bodiless and head.length is None and not head.coding
+        self._to_the_end = not bodiless and head.to_the_end
         self._framed = forward.respond(
             status, self._reason, self._headers, head, bodiless, self._to_the_end, self._now, self._out
         )
@@ -284,13 +289,17 @@ class Pool:
         if context is None and upstream.scheme == "https":
             raise ValueError("no certificates to check those of upstreams against")
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await self._loop.create_connection(
-                lambda: UpstreamConnection(self, upstream),
-                upstream.host,
-                upstream.port,
-                ssl=context,
-                server_hostname=upstream.host if context else None,
-            )
+            one = await connected(self._loop, upstream.host, upstream.port)
+            try:
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self, upstream),
+                    sock=one,
+                    ssl=context,
+                    server_hostname=upstream.host if context else None,
+                )
+            except BaseException:
+                one.close()
+                raise
         self.made += 1
         return connection
 

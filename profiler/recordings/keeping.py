@@ -63,6 +63,7 @@ _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]{1,3})", re.IGNORECASE)
 
 _MOST_CLOCKS = 1_000
 _ID = b'{"id":"'
+_UNWRITTEN = "records could not be written"
 
 _log = logging.getLogger(__name__)
 
@@ -152,8 +153,9 @@ class KeptRuns:
     reads it, which takes as long as all else. The first run directory is made with the first record; `path`
     is that of the newest, None until then.
 
-    After a failed write (a full disk) the next is tried all the same; what was lost is counted in `lost`, and
-    among what the run skipped. Raises `RecordError` when no run directory can be made in `parent`.
+    What cannot be written (on a full disk) waits, in memory, and is tried again; what was lost in the end is
+    counted in `lost`, and among what the run skipped. Raises `RecordError` when no run directory can be made
+    in `parent`.
     """
 
     waited_for = True
@@ -179,6 +181,8 @@ class KeptRuns:
             raise RecordError(f"{parent}: cannot make a run directory: {error.strerror}") from error
         self.path: Path | None = None
         self.records = self.lost = 0
+        self.hindered = ""
+        """Why what has come cannot be written; empty where it can."""
         self._parent = Path(parent)
         self._door: Door = door
         self._keep = keep
@@ -223,7 +227,7 @@ class KeptRuns:
         about = (record.provider, record.model, record.resolution_ns)
         line = _Line(text + b"\n", *about, tally, token, clocks or (record.process,), sampled)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
-            self._lose(1, "written down too slowly")
+            self._lose(1, _UNWRITTEN if self.hindered else "written down too slowly")
             return
         with self._counting:
             self._waiting_bytes += len(line.text)
@@ -262,6 +266,9 @@ class KeptRuns:
             thread.join()
         with self._writing:
             self.flush()
+            if self._waiting:
+                self._lose(len(self._waiting), _UNWRITTEN)
+                self._waiting.clear()
             self._end()
             if self.path is None and self._made:
                 with contextlib.suppress(OSError):  # something is in it
@@ -271,14 +278,17 @@ class KeptRuns:
         """Write what has come so far; for the thread, and for who cannot wait for it."""
         with self._writing:
             lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            with self._counting:
-                self._waiting_bytes -= sum(len(line.text) for line in lines)
+            came = _size_of(lines)
             try:
                 while lines:
-                    lines = self._append(lines)
+                    self._append(lines)
+                self.hindered = ""
                 self._save(SAVE_SECONDS)
             except (RecordError, OSError) as error:
-                self._fail(len(lines), error)
+                self._fail(error, lines)
+            self._waiting.extendleft(reversed(lines))
+            with self._counting:
+                self._waiting_bytes -= came - _size_of(lines)
             try:
                 self._tidy()
             except OSError as error:
@@ -297,8 +307,8 @@ class KeptRuns:
             except Exception:  # a defect of ours, which must not end the writing of what comes next
                 _log.exception("%s: records were not written", self._parent)
 
-    def _append(self, lines: list[_Line]) -> list[_Line]:
-        """Write some of the lines; those that are left, for the next run directory."""
+    def _append(self, lines: list[_Line]) -> None:
+        """Write some of the lines, and take them off; those that are left are for the next run directory."""
         now = self._clock()
         current = self._current
         if current is not None and self._keep.is_full(now - current.began, current.size):
@@ -319,11 +329,10 @@ class KeptRuns:
         self.records += len(kept)
         if kept:
             self._written([line.token for line in kept])
+        del lines[: len(kept)]
         if failure is not None:
-            self._fail(len(lines) - len(kept), failure[1])
-            return []
+            raise failure[1]
         self._complained = False
-        return lines[taken:]
 
     def _begin(self, now: float) -> _Current:
         unix_ns = int(now * 1e9)
@@ -332,7 +341,11 @@ class KeptRuns:
             self._parent, recorded_run(Recording(self._door), anchor, self._title, arguments=self._options)
         )
         path = directory.records_path
-        file = FileIO(path, "ab", opener=opener_like(path.parent))
+        try:
+            file = FileIO(path, "ab", opener=opener_like(path.parent))
+        except OSError:
+            directory.remove_if_unused()
+            raise
         _lock(file)
         self.path = directory.path
         return _Current(directory, file, anchor, now)
@@ -385,7 +398,7 @@ class KeptRuns:
         try:
             self._save(0, finished=True)
         except (RecordError, OSError) as error:
-            self._fail(0, error)
+            self._fail(error)
         if self._current is not None:
             self._current.file.close()
         self._current = None
@@ -420,13 +433,13 @@ class KeptRuns:
                 written = (records if records.exists() else path).stat().st_mtime
                 yield Kept(path, sum(one.st_size for one in files), written)
 
-    def _fail(self, lines: int, error: RecordError | OSError) -> None:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    def _fail(self, error: RecordError | OSError, lines: Sequence[_Line] = ()) -> None:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if lines:
-            self._lose(lines, "records could not be written")
+            self.hindered = f"records cannot be written: {reason}"
         if not self._complained:
             self._complained = True
-            _log.error("%s: records cannot be written: %s; lost ones are counted", self._parent, reason)
+            _log.error("%s: records cannot be written: %s; they wait until they can", self._parent, reason)
 
     def _lose(self, count: int, reason: str) -> None:
         self.lost += count
@@ -502,6 +515,10 @@ class _Current:
         if len(self.shares) < 2:
             self.shares.add(line.sampled)
         self.resolution_ns = max(self.resolution_ns, line.resolution_ns)
+
+
+def _size_of(lines: Iterable[_Line]) -> int:
+    return sum(len(line.text) for line in lines)
 
 
 def _only(found: set[str]) -> str:

@@ -26,9 +26,10 @@ def spans_of_request(message: Any, content: bool = False) -> list[Span]:
     for JSON that is no such request.
     """
     if isinstance(message, dict):
-        if message and not is_trace(message):
+        given = any(value is not None for value in message.values())  # null is what is not given
+        if given and not is_trace(message):
             raise ValueError("not an export request of traces: it has no resourceSpans")
-        return [span_of(raw, content) for raw in raws_of(message) if raw is not None] if message else []
+        return [span_of(raw, content) for raw in raws_of(message) if raw is not None] if given else []
     return _of_protobuf(message, content)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Wire:
         lower = head.lower()
         if bodiless:
             return head, b""
-        if b"transfer-encoding: chunked" in lower:
+        if re.search(rb"transfer-encoding: [^\r]*chunked", lower):
             body = b""
             while data := await self.chunk():
                 body += data

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import socket
 import ssl
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import pytest
 import trustme
 
 from profiler.proxy.coding import decoder
+from profiler.proxy.routes import Upstream
 from profiler.proxy.seen import Exchange
 from profiler.proxy.server import tls_context
+from profiler.proxy.upstream import UpstreamConnection
 from tests.integration.proxied import WAIT, Proxied, Seen, Wire, proxied
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -249,6 +252,18 @@ async def test_trailers_go_on_in_both_directions() -> None:
         assert await wire.until(b"\r\n\r\n") == b"0\r\nX-Sum: 1\r\n\r\n"
 
 
+@pytest.mark.parametrize(("coding", "sent"), [(b"identity", b"chunked"), (b"gzip", b"gzip, chunked")])
+async def test_a_body_that_only_the_connections_end_frames_is_framed_anew(coding: bytes, sent: bytes) -> None:
+    async def handler(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\nhello" % coding)
+
+    async with proxied(handler) as proxy:
+        head, body = await proxy.ask(GET)
+        assert head == b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n" % sent
+        assert body == b"hello"
+
+
 async def test_a_server_that_frames_twice_is_framed_once() -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
     async with proxied(answering(answer)) as proxy:
@@ -360,6 +375,21 @@ async def test_an_upstream_that_dies_in_the_middle_is_no_clean_end(
         assert (exchange.outcome, exchange.status) == ("upstream gone", 200)
 
 
+async def test_a_proxy_that_is_ended_in_the_middle_is_no_clean_end_either() -> None:
+    async def handler(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await asyncio.sleep(WAIT)
+
+    async with proxied(handler) as proxy:
+        wire = await proxy.connect()
+        await wire.send(b"GET /v1/x HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        await wire.until(b"abc")
+        proxy.server.cut()
+        with pytest.raises(ConnectionResetError):
+            await wire.rest()
+
+
 async def test_a_request_that_a_server_may_have_taken_is_never_sent_twice() -> None:
     """A connection from the pool dies while the request is on its way: only what does no harm goes again."""
     asked: list[bytes] = []
@@ -379,11 +409,13 @@ async def test_a_request_that_a_server_may_have_taken_is_never_sent_twice() -> N
             (GET, b"HTTP/1.1 200"),  # on a second one
             (GET, b"HTTP/1.1 200"),  # twice: that one dies, and a third answers
             (POST + b"Content-Length: 0\r\n\r\n", b"HTTP/1.1 502"),
+            (GET, b"HTTP/1.1 200"),
+            (b"DELETE /v1/files/1 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 502"),
         ):
             await wire.send(request)
             assert (await wire.message())[0].startswith(expected)
-        assert asked == [b"GET", b"POST", b"GET", b"GET", b"GET", b"POST"]
-        assert len(proxy.accepted) == 3
+        assert asked == [b"GET", b"POST", b"GET", b"GET", b"GET", b"POST", b"GET", b"DELETE"]
+        assert len(proxy.accepted) == 4
 
 
 async def test_an_idle_connection_that_the_server_closed_is_not_taken() -> None:
@@ -605,6 +637,44 @@ async def test_nobody_reads_faster_than_the_other_side_takes_it() -> None:
         assert (down.response.kept, down.response.size, down.response.pieces) == (False, 50_000_000, [])
         assert (up.request.kept, up.request.size, up.request.pieces) == (False, 50_000_000, [])
         assert proxy.server.watching.held == 0
+
+
+async def test_what_a_client_sent_before_there_was_a_connection_is_not_followed_by_more_than_is_taken() -> (
+    None
+):
+    """The first write to a server that does not read is more than its socket takes."""
+    sent = [0]
+
+    async def handler(wire: Wire) -> None:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(WAIT)
+
+    async with proxied(handler) as proxy:
+        connect = proxy.server.pool.connect
+        held = asyncio.Event()
+
+        async def slow(upstream: Upstream) -> UpstreamConnection:
+            await held.wait()
+            connection = await connect(upstream)
+            assert connection.transport is not None
+            raw = connection.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            return connection
+
+        proxy.server.pool.connect = slow  # type: ignore[method-assign]
+        wire = await proxy.connect()
+
+        async def upload() -> None:
+            await wire.send(POST + b"Content-Length: 100000000\r\n\r\n")
+            for _ in range(100):
+                await wire.send(b"x" * 1_000_000)
+                sent[0] += 1_000_000
+
+        uploading = asyncio.create_task(upload())
+        await stalled(proxy, sent)
+        held.set()
+        assert await stalled(proxy, sent) < 50_000_000
+        uploading.cancel()
 
 
 class Failing(Seen):

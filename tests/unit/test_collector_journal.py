@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import orjson
 import pytest
 
+from profiler.collector import journal as journal_module
 from profiler.collector.journal import Journal, line_of, span_of_line
 from profiler.errors import RecordError, UsageError
 from profiler.recordings.span import Span
@@ -176,14 +178,50 @@ def test_a_full_disk_is_said_once_and_tried_again(tmp_path, caplog):
     good, journal._file = journal._file, open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     come(journal, "t", 2)
     come(journal, "t", 3)
+    end(journal, "old")
     assert len(caplog.records) == 1
     assert "No space left on device; until it can, a kill loses the spans of open traces" in caplog.text
-    assert journal.lost == 2 * len(line_of(span("t", 2)))
+    assert journal.hindered == "spans cannot be written to disk: No space left on device"
     journal._file.close()
     journal._file = good
     come(journal, "t", 4)
+    assert journal.hindered == ""
     killed(journal)
-    assert replayed(tmp_path)[1] == [("t", "1"), ("t", "4")]
+    _, spans, ended = replayed(tmp_path)
+    assert spans == [("t", "1"), ("t", "2"), ("t", "3"), ("t", "4")]
+    assert ended == [("old", set())]
+
+
+def test_what_a_full_disk_took_a_part_of_is_whole_once_there_is_room(tmp_path, monkeypatch):
+    """Of three spans one was written; their segment is held until the others are."""
+    journal = Journal(tmp_path)
+    real = journal_module.append_lines
+
+    def cut_short(file, lines):
+        monkeypatch.setattr(journal_module, "append_lines", real)
+        real(file, lines[: lines.index(b"\n") + 1])
+        return 1, OSError(errno.ENOSPC, "No space left on device")
+
+    come(journal, "old", 1)
+    monkeypatch.setattr(journal_module, "append_lines", cut_short)
+    come(journal, "t", 1, 2, 3)
+    assert journal._segments[-1].traces == {"old", "t"}
+    end(journal, "old")
+    killed(journal)
+    assert replayed(tmp_path)[1] == [("t", "1"), ("t", "2"), ("t", "3")]
+
+
+def test_a_segment_that_a_full_disk_has_no_room_for_is_begun_later(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module, "append_lines", lambda file, lines: (0, full))
+        come(journal, "t", 1)
+        assert journal.hindered
+        assert not list(tmp_path.glob("*.jsonl"))
+    come(journal, "t", 2)
+    killed(journal)
+    assert replayed(tmp_path)[1] == [("t", "1"), ("t", "2")]
 
 
 def test_the_thread_writes_without_being_asked(tmp_path):

@@ -29,7 +29,7 @@ class Exchange:
 
 class Taker:
     def __init__(self):
-        self.behind, self.taken, self.counted, self.said = False, [], [], set()
+        self.behind, self.taken, self.counted, self.said = "", [], [], set()
 
     def take(self, spans, unreadable, remote):
         self.taken.append(([one.id for one in spans], unreadable, remote))
@@ -72,9 +72,16 @@ def test_spans_that_cannot_be_read_are_said_to_be_rejected(taker):
     assert taker.taken == [(["b" * 16], 1, frozenset())]
 
 
+def test_null_is_what_is_not_given(taker):
+    assert ask(taker, b'{"resourceSpans": null}').status == 200
+    assert taker.taken == [([], 0, frozenset())]
+    assert ask(taker, b'{"resourceSpans": 5}').status == 400
+
+
 def test_who_sends_too_fast_is_asked_to_come_again(taker):
-    taker.behind = True
+    taker.behind = "the disk is full"
     reply = ask(taker, request(SPAN))
+    assert b"the disk is full: try again" in reply.body
     assert (reply.status, b"retry-after" in reply.headers, taker.taken) == (503, True, [])
     assert json.loads(reply.body)["code"] == 14
 

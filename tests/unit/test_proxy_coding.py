@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -55,11 +56,36 @@ def test_decoder_knows_what_it_cannot_read() -> None:
     assert decoder(b"gzip, aes128gcm") is None
 
 
-def test_decoder_refuses_what_unpacks_to_too_much() -> None:
-    decode = decoder(b"gzip", most=100_000)
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        (b"gzip", gzip.compress),
+        (b"deflate", zlib.compress),
+        (b"deflate", bare_deflate),
+        (b"br", lambda data: brotli.compress(data, quality=2)),
+        (b"zstd", zstandard.ZstdCompressor().compress),
+        (b"gzip, gzip", lambda data: gzip.compress(gzip.compress(data))),
+    ],
+)
+def test_decoder_refuses_what_unpacks_to_too_much_before_it_is_there(
+    name: bytes, packed: Callable[[bytes], bytes]
+) -> None:
+    data = packed(bytes(50_000_000))
+    decode = decoder(name, most=100_000)
     assert decode is not None
+    tracemalloc.start()
     with pytest.raises(ValueError, match="too large"):
-        decode(gzip.compress(bytes(50_000_000)))
+        decode(data)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+
+
+def test_decoder_takes_as_much_as_it_may() -> None:
+    for name, packed in ((b"gzip", gzip.compress), (b"br", brotli.compress), (b"identity", bytes)):
+        decode = decoder(name, most=len(TEXT))
+        assert decode is not None
+        assert decode(packed(TEXT)) == TEXT
 
 
 def test_decoder_raises_for_what_is_not_so_encoded() -> None:

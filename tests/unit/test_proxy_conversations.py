@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from profiler.proxy import conversations
 from profiler.proxy.loops import UNFINISHED
-from profiler.proxy.seen import Exchange
+from profiler.proxy.seen import Exchange, Piece
 from tests.unit.proxy_data import APIS, MS, Agent, Call, Traffic, reply, stream
 
 CALLS: list[Call] = [("a1", "weather", {"city": "Bern"}), ("a2", "weather", {"city": "Rome"})]
@@ -276,6 +276,24 @@ def test_stream_that_its_client_closes_after_the_end_is_whole() -> None:
     [record] = traffic.records
     assert record.status == "ok"
     assert ms(record.ended_ns) == 60
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_client_that_goes_on_before_its_stream_has_ended_is_in_its_loop(api: str) -> None:
+    """It has read all that the reply says; the server keeps the response open."""
+    traffic, agent = Traffic(), Agent(api, stream=True)
+    first = traffic.send(agent.path, agent.body, 0)
+    first.status, first.raw_response = 200, [(b"Content-Type", b"text/event-stream")]
+    first.response.pieces += [Piece(int(at * MS), data) for at, data in stream(api, 50, CALLS)]
+    agent.went_on(CALLS)
+    second = traffic.send(agent.path, agent.body, 200, 2)
+    traffic.respond(second, stream(api, 250), 260)
+    traffic.end(first, 900, "client gone")
+    [record] = traffic.records
+    assert record.status == "ok"
+    assert [ms(one.model.ended_ns) for one in record.rounds] == [50 + 10 * 2 * len(CALLS), 260]
+    assert [ms(call.ended_ns) for call in record.rounds[0].tool_calls] == [200, 200]
+    assert not traffic.skipped
 
 
 def test_request_that_was_never_whole_is_counted() -> None:

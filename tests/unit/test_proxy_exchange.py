@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from profiler.proxy import conversations
 from profiler.proxy.asked import Result, asked_of
 from profiler.proxy.kinds import KINDS, kind_of
-from profiler.proxy.loops import ALONE, BOUNDS, UNREAD
+from profiler.proxy.loops import ALONE, BACKGROUND, BOUNDS, UNREAD
 from profiler.proxy.observing import Watching
 from profiler.proxy.seen import Exchange, Piece
 from profiler.recordings.drafts import Tally, record_of
@@ -287,3 +287,16 @@ def test_reader_is_told_what_durations_are() -> None:
     agent.went_on(two)
     traffic.respond(traffic.send(agent.path, agent.body, 500), reply("openai"), 600)
     assert {*traffic.notes} == {ALONE, BOUNDS}
+
+
+def test_request_that_is_worked_on_in_the_background_is_no_answered_loop() -> None:
+    traffic = Traffic()
+    body = {"model": "m", "background": True, "input": "hello"}
+    exchange = traffic.send("/v1/responses", body, 0)
+    traffic.respond(exchange, {"id": "resp_1", "object": "response", "status": "queued", "output": []}, 50)
+    assert not traffic.close()
+    assert traffic.skipped == {BACKGROUND: 1}
+    traffic = Traffic()
+    exchange = traffic.send("/v1/responses", {**body, "stream": True}, 0)  # this one is answered here
+    traffic.respond(exchange, stream("openai-responses", 50), 100)
+    assert [record.status for record in traffic.close()] == ["ok"]

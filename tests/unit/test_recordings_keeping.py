@@ -300,16 +300,37 @@ def test_a_full_disk_is_said_once_and_tried_again(tmp_path, caplog):
     runs._current.file = FileIO("/dev/full", "ab")
     write(runs, 2)
     write(runs, 3)
-    assert (runs.records, runs.lost) == (1, 2)
+    assert (runs.records, runs.lost) == (1, 0)
     assert [one.getMessage().partition(": ")[2] for one in caplog.records] == [
-        "records cannot be written: No space left on device; lost ones are counted"
+        "records cannot be written: No space left on device; they wait until they can"
     ]
-    runs._current.file.close()
-    runs._current.file = good
+    assert runs.hindered == "records cannot be written: No space left on device"
+    full, runs._current.file = runs._current.file, good
     write(runs, 4)
+    assert ids_of(runs.path) == ["r1", "r2", "r3", "r4"]
+    assert (runs.hindered, runs._waiting_bytes) == ("", 0)
+    runs._current.file = full
+    runs(record(5))
     runs.close()
-    assert ids_of(runs.path) == ["r1", "r4"]
-    assert RunDirectory.open(runs.path).load().recording.skipped == {"loops: records could not be written": 2}
+    good.close()
+    assert (runs.records, runs.lost) == (4, 1)
+    assert RunDirectory.open(runs.path).load().recording.skipped == {"loops: records could not be written": 1}
+
+
+def test_a_run_directory_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, value):
+        raise RecordError(f"{path}: cannot be written: No space left on device")
+
+    runs = kept_runs(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("profiler.rundir._replace", full)
+        for number in range(3):
+            write(runs, number)
+        assert "No space left on device" in runs.hindered
+        assert not list(tmp_path.iterdir())
+    write(runs, 3)
+    assert ids_of(runs.path) == ["r0", "r1", "r2", "r3"]
+    runs.close()
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_comes(tmp_path):
