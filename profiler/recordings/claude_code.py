@@ -35,6 +35,7 @@ _MS = 1_000_000
 
 NO_LINE = "lines that are no objects"
 NO_MESSAGE = "lines without a message (settings, titles, snapshots and the like)"
+PROGRESS = "lines of sub-agents' progress (their own files, agent-*.jsonl, tell it)"
 NO_TIME = "lines without a time"
 SYNTHETIC = "messages that no model wrote (<synthetic>)"
 NO_CONTENT = "messages without content"
@@ -102,7 +103,8 @@ def _item(row: Any, file_session: str, file_agent: str, number: int, content: bo
         what: str = FAILED
         body: list[Any] | str = _failure(row)
     elif type(row.get("message")) is not dict:
-        return NO_MESSAGE
+        of_agent = kind == "progress" and mapping(row.get("data")).get("type") == "agent_progress"
+        return PROGRESS if of_agent else NO_MESSAGE
     elif kind == "assistant":
         what = REPLY
         body = _reply(row, content)
@@ -287,7 +289,10 @@ def _gave_up(row: dict[str, Any]) -> list[Any]:
     said = "".join(text(one.get("text")) for one in objects(row["message"].get("content")))
     found = _API_ERROR.match(said)
     status = None if found is None else _status(int(found[1]))
-    return [status, None if status else text(row.get("error"))[:60] or None, None]
+    error = text(row.get("error"))[:60]
+    if said.startswith("Request timed out"):
+        error = "timeout"
+    return [status, None if status or error == "unknown" else error or None, None]
 
 
 def _failure(row: dict[str, Any]) -> list[Any]:
