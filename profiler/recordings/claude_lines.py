@@ -37,7 +37,8 @@ class Line(NamedTuple):
 def in_order(lines: Sequence[Line]) -> list[Line]:
     """Lines in the order of their times, each of one time after the one that it names as its parent.
 
-    So the order does not depend on that of the file. Lines without a parent of that time keep their places.
+    So the order does not depend on that of the file. Lines without a parent of that time are in the order in
+    which their kinds can follow each other, else in their places.
     """
     ordered: list[Line] = []
     for _, found in groupby(lines, attrgetter("at_ns")):
@@ -56,7 +57,7 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
                 above = parents[above]
             first = depths.get(above, -1) + 1
             depths.update((one, first + place) for place, one in enumerate(reversed(chain)))
-        ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
+        ordered += sorted(together, key=lambda line: (depths.get(line.uuid, 0), _ORDER.get(line.kind, 0)))
     return ordered
 
 
@@ -71,7 +72,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(lines: Sequence[Line]) -> Parts:
-    ordered = sorted(_with_names(lines), key=lambda line: (line.at_ns, _ORDER.get(line.kind, 0)))
+    ordered = _with_names(lines)
     chains = _chains(ordered)
     parts: dict[tuple[str, str], list[Line]] = {}
     for line in ordered:
