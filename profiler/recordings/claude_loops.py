@@ -26,14 +26,11 @@ from profiler.recordings.claude_lines import (
 )
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, UNLINKED, WAITS
+from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, TOGETHER_NS, UNLINKED, WAITS
 from profiler.records import Attempt, ServerToolCall
 
 _UNFINISHED = ("tool_use", "pause_turn")
 """Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
-
-_TOGETHER_NS = 10_000_000_000
-"""Messages without a reply between them were said together if no more than this lies between."""
 
 _LOOKED_AHEAD = 200
 """Lines after one that was said while a call was open, in which the call may come back."""
@@ -282,7 +279,7 @@ class _Thread:
         loop.draft.prompt = words
 
     def _just_said(self, at_ns: int) -> bool:
-        return self._input_ns is not None and at_ns - self._input_ns <= _TOGETHER_NS
+        return self._input_ns is not None and at_ns - self._input_ns <= TOGETHER_NS
 
     def _reply(self, at_ns: int, body: list[Any]) -> None:
         name, request, model, reason, usage, calls, served, words = body
