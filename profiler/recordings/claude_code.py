@@ -51,7 +51,15 @@ _NOTICES = (
 )
 _INTERRUPTED = "[Request interrupted by user"
 _REJECTED = ("User rejected tool use", "The user doesn't want to ")
-_DENIED = ("Permission to use ", "Permission for this ")
+_DENIED = (
+    "Permission to use ",
+    "Permission for this ",
+    "Claude requested permissions to ",
+    "This command requires approval",
+    "This Bash command contains multiple operations",
+    "PreToolUse:",  # a hook
+    "No tools needed for suggestion",
+)
 _EXIT = re.compile(r"(?:Error: )?(?:Command failed with )?[Ee]xit code:? (\d{1,3})\b")
 
 

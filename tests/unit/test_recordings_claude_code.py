@@ -264,6 +264,19 @@ def test_a_failed_call_says_how_it_failed():
     assert [call.started_ns is None for call in loop.tool_calls] == [False, False, False, True, False]
 
 
+def test_a_call_that_a_rule_a_hook_or_nobody_there_allowed_never_started():
+    words = (
+        "PreToolUse:Bash hook error: [check.sh]: not on Fridays",
+        "Claude requested permissions to write to /tmp/x, but you haven't granted it yet.",
+        "This command requires approval",
+    )
+    session = Session().user(0, "go").reply(1000, "m1", *(use(f"c{n}") for n in range(len(words))))
+    for n, said_ in enumerate(words):
+        session.result(1100, f"c{n}", said_, result=f"Error: {said_}", is_error=True)
+    _, (loop,) = of(session.reply(2000, "m2", said()))
+    assert {(call.error_type, call.started_ns) for call in loop.tool_calls} == {("denied", None)}
+
+
 def retry(session, ms_, status=529, wait=500, **more):
     error = {"status": status} if status else {"cause": {"code": "ECONNRESET"}}
     return session.line(
