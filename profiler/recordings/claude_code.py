@@ -84,13 +84,16 @@ class ClaudeCode:
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         path = source.path
-        session = path.parent.parent.name if path.parent.name == "subagents" else path.stem
+        above = path.parts[:-1]
+        below = above.index("subagents") if "subagents" in above[1:] else 0
+        session = above[below - 1] if below else path.stem
+        run = above[-1] if below and above[-2] == "workflows" else ""
         agent = path.name.partition(".")[0].removeprefix("agent-") if path.name.startswith("agent-") else ""
         for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue
-            item = _item(value.data, session, agent, value.line, content)
+            item = _item(value.data, session, agent, run, value.line, content)
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
@@ -102,7 +105,7 @@ def _data(item: Item) -> list[Any]:
     return item.data if isinstance(item.data, list) else []
 
 
-def _item(row: Any, file_session: str, file_agent: str, number: int, content: bool) -> Item | str:
+def _item(row: Any, file_session: str, file_agent: str, run: str, number: int, content: bool) -> Item | str:
     """What a line tells, as the fields of a `Line` after its time; or why it tells nothing."""
     if type(row) is not dict:
         return NO_LINE
@@ -138,13 +141,14 @@ def _item(row: Any, file_session: str, file_agent: str, number: int, content: bo
         row.get("isSidechain") is True or bool(file_agent),
         uuid,
         text(row.get("parentUuid")) or text(row.get("logicalParentUuid")),
+        run,
         body,
     ]
     link: str | None = None
     if what == REPLY and body[0]:
         link = f"{body[0]}:{body[1]}"
     elif what == PROMPT and data[2]:
-        link = f"agent:{data[2]}"
+        link = f"agent:{run or data[2]}"
     elif what == RESULTS:
         link = next((f"agent:{result[5]}" for result in body[0] if result[5]), None)
     return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, 0, link, number)
@@ -239,7 +243,7 @@ def _user(row: dict[str, Any], content: bool) -> tuple[str, list[Any] | str]:
 
 
 def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
-    """[call, status, error type, refused, own duration, agent, comes back at once, text]"""
+    """[call, status, error type, refused, own duration, agent or workflow, comes back at once, text]"""
     told = block.get("content")
     if type(told) is list:
         told = "\n".join(one["text"] for one in objects(told) if type(one.get("text")) is str)
@@ -282,7 +286,7 @@ def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
         error,
         refused,
         own_ns,
-        text(more.get("agentId")),
+        text(more.get("agentId")) or text(more.get("runId")),
         background,
         words if content else None,
     ]

@@ -22,7 +22,10 @@ _MESSAGES_AT_ONCE = 3
 
 
 class Line(NamedTuple):
-    """What a line of a session tells. `body` is of the kind (`claude_code`)."""
+    """What a line of a session tells. `body` is of the kind (`claude_code`).
+
+    `run` names the workflow that the sub-agent was one of.
+    """
 
     at_ns: int
     kind: str
@@ -31,6 +34,7 @@ class Line(NamedTuple):
     side: bool
     uuid: str
     parent: str
+    run: str
     body: list[Any]
 
 

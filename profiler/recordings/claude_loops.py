@@ -111,7 +111,7 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
             itself = _OWN.fullmatch(thread.agent)
             own += itself is not None
             outer = places.get(thread.after)
-            if not _link(loop, thread.agent, asked, guess=itself is None) and not _fork(loop, outer):
+            if not _link(loop, thread, asked, guess=itself is None) and not _fork(loop, outer):
                 unlinked += itself is None
             if itself is not None:
                 loop.draft.agent = itself[1]
@@ -140,12 +140,12 @@ def _fork(loop: _Loop, outer: _Loop | None) -> bool:
     return True
 
 
-def _link(loop: _Loop, agent: str, asked: list[_Asked], *, guess: bool) -> bool:
-    """Find the call that a sub-agent's loop ran in: by its agent's id; else by the prompt that they share;
+def _link(loop: _Loop, thread: _Thread, asked: list[_Asked], *, guess: bool) -> bool:
+    """Find the call that a sub-agent's loop ran in: by the id of it or of its workflow; else by the prompt that they share;
     else, with `guess`, the only call of an agent that was running then (`LoopDraft.ambiguous_calls`)."""
     began_ns = loop.draft.started_ns or 0
     running = [one for one in asked if one.asked_ns <= began_ns]
-    found = [one for one in running if one.agent == agent]
+    found = [one for one in running if one.agent and one.agent in (thread.agent, thread.run)]
     guessed = False
     if not found:
         found = [one for one in running if not one.agent and not one.taken and one.prompt_hash]
@@ -181,6 +181,7 @@ class _Thread:
         self.asked: list[_Asked] = []
         self.replies: set[str] = set()
         self.copies = self.alone = 0
+        self.run = ""
         self.after = ""  # the line of another thread that it went on from
         self.early: dict[str, tuple[int, list[Any]]] = {}
         """Results of calls that were not asked for yet; in the end, of calls that are not of this thread."""
@@ -198,7 +199,7 @@ class _Thread:
 
     def follow(self, lines: Sequence[Line], forked: set[str], places: dict[str, _Loop]) -> None:
         """Make loops of the lines. `places` is given the loops of those lines that are in `forked`."""
-        self.after = lines[0].parent
+        self.after, self.run = lines[0].parent, lines[0].run
         for place, line in enumerate(lines):
             at_ns, body = line.at_ns, line.body
             if line.kind == REPLY:

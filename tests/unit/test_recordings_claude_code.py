@@ -483,6 +483,21 @@ def test_a_fork_is_in_no_call_of_an_agent_that_was_running_then():
     assert not [draft for draft in found.drafts if draft.spawned_by]
 
 
+def test_the_agents_of_a_workflow_ran_in_the_call_that_began_it():
+    main = Session().user(0, "go").reply(1000, "m1", use("c1", "Workflow", script="sweep.js"))
+    main.result(1100, "c1", result={"isAsync": True, "runId": "wf_1", "taskId": "t1"}).reply(
+        2000, "m2", said()
+    )
+    agents = [Session(agent=name, side=True).user(1050, name).reply(9000, name, said()) for name in "ab"]
+    found = read(
+        ClaudeCode(),
+        *(jsonl(one.rows) for one in (main, *agents)),
+        names=("s1.jsonl", *(f"s1/subagents/workflows/wf_1/agent-{name}.jsonl" for name in "ab")),
+    )
+    assert [draft.spawned_by for draft in found.drafts] == [None, "claude-code:c1", "claude-code:c1"]
+    assert not found.notes
+
+
 def test_a_file_of_a_sub_agent_is_one_by_its_name_too():
     main, sub = helped()
     for one in sub.rows:
