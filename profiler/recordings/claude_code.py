@@ -35,6 +35,7 @@ _MS = 1_000_000
 
 NO_LINE = "lines that are no objects"
 NO_MESSAGE = "lines without a message (settings, titles, snapshots and the like)"
+PROGRESS = "lines of sub-agents' progress (their own files, agent-*.jsonl, tell it)"
 NO_TIME = "lines without a time"
 SYNTHETIC = "messages that no model wrote (<synthetic>)"
 NO_CONTENT = "messages without content"
@@ -50,7 +51,15 @@ _NOTICES = (
 )
 _INTERRUPTED = "[Request interrupted by user"
 _REJECTED = ("User rejected tool use", "The user doesn't want to ")
-_DENIED = ("Permission to use ", "Permission for this ")
+_DENIED = (
+    "Permission to use ",
+    "Permission for this ",
+    "Claude requested permissions to ",
+    "This command requires approval",
+    "This Bash command contains multiple operations",
+    "PreToolUse:",  # a hook
+    "No tools needed for suggestion",
+)
 _EXIT = re.compile(r"(?:Error: )?(?:Command failed with )?[Ee]xit code:? (\d{1,3})\b")
 
 
@@ -75,13 +84,16 @@ class ClaudeCode:
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         path = source.path
-        session = path.parent.parent.name if path.parent.name == "subagents" else path.stem
+        above = path.parts[:-1]
+        below = above.index("subagents") if "subagents" in above[1:] else 0
+        session = above[below - 1] if below else path.stem
+        run = above[-1] if below and above[-2] == "workflows" else ""
         agent = path.name.partition(".")[0].removeprefix("agent-") if path.name.startswith("agent-") else ""
         for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue
-            item = _item(value.data, session, agent, value.line, content)
+            item = _item(value.data, session, agent, run, value.line, content)
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
@@ -93,7 +105,7 @@ def _data(item: Item) -> list[Any]:
     return item.data if isinstance(item.data, list) else []
 
 
-def _item(row: Any, file_session: str, file_agent: str, number: int, content: bool) -> Item | str:
+def _item(row: Any, file_session: str, file_agent: str, run: str, number: int, content: bool) -> Item | str:
     """What a line tells, as the fields of a `Line` after its time; or why it tells nothing."""
     if type(row) is not dict:
         return NO_LINE
@@ -102,7 +114,8 @@ def _item(row: Any, file_session: str, file_agent: str, number: int, content: bo
         what: str = FAILED
         body: list[Any] | str = _failure(row)
     elif type(row.get("message")) is not dict:
-        return NO_MESSAGE
+        of_agent = kind == "progress" and mapping(row.get("data")).get("type") == "agent_progress"
+        return PROGRESS if of_agent else NO_MESSAGE
     elif kind == "assistant":
         what = REPLY
         body = _reply(row, content)
@@ -128,13 +141,14 @@ def _item(row: Any, file_session: str, file_agent: str, number: int, content: bo
         row.get("isSidechain") is True or bool(file_agent),
         uuid,
         text(row.get("parentUuid")) or text(row.get("logicalParentUuid")),
+        run,
         body,
     ]
     link: str | None = None
     if what == REPLY and body[0]:
         link = f"{body[0]}:{body[1]}"
     elif what == PROMPT and data[2]:
-        link = f"agent:{data[2]}"
+        link = f"agent:{run or data[2]}"
     elif what == RESULTS:
         link = next((f"agent:{result[5]}" for result in body[0] if result[5]), None)
     return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, 0, link, number)
@@ -229,7 +243,7 @@ def _user(row: dict[str, Any], content: bool) -> tuple[str, list[Any] | str]:
 
 
 def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
-    """[call, status, error type, refused, own duration, agent, comes back at once, text]"""
+    """[call, status, error type, refused, own duration, agent or workflow, comes back at once, text]"""
     told = block.get("content")
     if type(told) is list:
         told = "\n".join(one["text"] for one in objects(told) if type(one.get("text")) is str)
@@ -272,7 +286,7 @@ def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
         error,
         refused,
         own_ns,
-        text(more.get("agentId")),
+        text(more.get("agentId")) or text(more.get("runId")),
         background,
         words if content else None,
     ]
@@ -287,7 +301,10 @@ def _gave_up(row: dict[str, Any]) -> list[Any]:
     said = "".join(text(one.get("text")) for one in objects(row["message"].get("content")))
     found = _API_ERROR.match(said)
     status = None if found is None else _status(int(found[1]))
-    return [status, None if status else text(row.get("error"))[:60] or None, None]
+    error = text(row.get("error"))[:60]
+    if said.startswith("Request timed out"):
+        error = "timeout"
+    return [status, None if status or error == "unknown" else error or None, None]
 
 
 def _failure(row: dict[str, Any]) -> list[Any]:

@@ -17,8 +17,15 @@ _ORDER = {
 """Of lines of one time: what can only come after another."""
 
 
+_AT_ONCE_NS = 2_000_000
+_MESSAGES_AT_ONCE = 3
+
+
 class Line(NamedTuple):
-    """What a line of a session tells. `body` is of the kind (`claude_code`)."""
+    """What a line of a session tells. `body` is of the kind (`claude_code`).
+
+    `run` names the workflow that the sub-agent was one of.
+    """
 
     at_ns: int
     kind: str
@@ -27,13 +34,15 @@ class Line(NamedTuple):
     side: bool
     uuid: str
     parent: str
+    run: str
     body: list[Any]
 
 
 def in_order(lines: Sequence[Line]) -> list[Line]:
     """Lines in the order of their times, each of one time after the one that it names as its parent.
 
-    So the order does not depend on that of the file. Lines without a parent of that time keep their places.
+    So the order does not depend on that of the file. Lines without a parent of that time are in the order in
+    which their kinds can follow each other, else in their places.
     """
     ordered: list[Line] = []
     for _, found in groupby(lines, attrgetter("at_ns")):
@@ -52,29 +61,92 @@ def in_order(lines: Sequence[Line]) -> list[Line]:
                 above = parents[above]
             first = depths.get(above, -1) + 1
             depths.update((one, first + place) for place, one in enumerate(reversed(chain)))
-        ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
+        ordered += sorted(together, key=lambda line: (depths.get(line.uuid, 0), _ORDER.get(line.kind, 0)))
     return ordered
 
 
-def parts_of(lines: Sequence[Line]) -> list[tuple[tuple[str, str], list[Line]]]:
-    """The lines of each session, and of each sub-agent; who went on alone first comes first."""
-    ordered = sorted(_with_names(lines), key=lambda line: (line.at_ns, _ORDER.get(line.kind, 0)))
+class Parts(NamedTuple):
+    """The lines of each session, and of each sub-agent; who went on alone first comes first.
+
+    `restored` is how many lines are left out (`_restored`).
+    """
+
+    parts: list[tuple[tuple[str, str], list[Line]]]
+    restored: int
+
+
+def parts_of(lines: Sequence[Line]) -> Parts:
+    ordered = _with_names(lines)
     chains = _chains(ordered)
     parts: dict[tuple[str, str], list[Line]] = {}
-    holders: dict[str, set[str]] = {}
     for line in ordered:
         agent = line.agent
         if line.side and not agent:
             agent = chains.get(line.uuid, "side")
         parts.setdefault((line.session, agent if line.side or agent else ""), []).append(line)
-        if line.kind == REPLY:
-            holders.setdefault(line.body[0], set()).add(line.session)
+    restored = 0
+    holders: dict[str, set[str]] = {}
+    for key, part in parts.items():
+        if left_out := _restored(part):
+            restored += len(left_out)
+            parts[key] = part = [line for line in part if id(line) not in left_out]
+        for line in part:
+            if line.kind == REPLY:
+                holders.setdefault(line.body[0], set()).add(line.session)
 
     def alone_ns(part: list[Line]) -> int:
         own = [one.at_ns for one in part if one.kind == REPLY and len(holders[one.body[0]]) == 1]
         return min(own, default=2**63)
 
-    return sorted(parts.items(), key=lambda part: (part[0][1] != "", alone_ns(part[1]), part[0]))
+    return Parts(
+        sorted(
+            ((key, part) for key, part in parts.items() if part),
+            key=lambda part: (part[0][1] != "", alone_ns(part[1]), part[0]),
+        ),
+        restored,
+    )
+
+
+def _restored(part: Sequence[Line]) -> set[int]:
+    """Lines that tell no time, by their `id`: older versions wrote a session that was resumed down anew, with
+    the time of that moment on its replies and results. Its prompts kept theirs.
+
+    No model answers at once: several messages and the results between them, all within two milliseconds, were
+    not made then. A prompt of that time right before them shows that the times of a recording are of no use
+    altogether; then they stay.
+    """
+    found: set[int] = set()
+    together: list[Line] = []
+    prompt: Line | None = None
+
+    def end() -> None:
+        messages = {line.body[0] for line in together if line.kind == REPLY}
+        if len(messages) < _MESSAGES_AT_ONCE or all(line.kind != RESULTS for line in together):
+            return
+        if prompt is None or not _at_once(prompt, together[0]):
+            found.update(id(line) for line in together)
+
+    for line in part:
+        if line.kind == PROMPT or (together and not _at_once(together[-1], line)):
+            end()
+            together = []
+        if line.kind == PROMPT:
+            prompt = line
+        else:
+            together.append(line)
+    end()
+    if found:
+        by_uuid = {line.uuid: line for line in part if line.uuid}
+        for line in [one for one in part if id(one) in found]:
+            above = by_uuid.get(line.parent)
+            while above is not None and above.kind not in (REPLY, RESULTS) and id(above) not in found:
+                found.add(id(above))
+                above = by_uuid.get(above.parent)
+    return found
+
+
+def _at_once(one: Line, other: Line) -> bool:
+    return abs(other.at_ns - one.at_ns) <= _AT_ONCE_NS
 
 
 def _with_names(lines: Sequence[Line]) -> list[Line]:

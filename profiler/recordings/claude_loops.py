@@ -7,6 +7,7 @@ that went on first without the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,19 +26,27 @@ from profiler.recordings.claude_lines import (
 )
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
-from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, UNLINKED, WAITS
+from profiler.recordings.sessions import AGENT_TOOLS, RESULT_ALONE, TOGETHER_NS, UNLINKED, WAITS
 from profiler.records import Attempt, ServerToolCall
 
 _UNFINISHED = ("tool_use", "pause_turn")
 """Why a reply ended that something was to follow; with the calls it asked for lost, where there are none."""
 
-_TOGETHER_NS = 10_000_000_000
-"""Messages without a reply between them were said together if no more than this lies between."""
-
 _LOOKED_AHEAD = 200
 """Lines after one that was said while a call was open, in which the call may come back."""
 
 COPIED = "replies that are copies of another session's (resumed or forked)"
+RESTORED = "lines whose times were written over when their session was resumed"
+OWN = "loops that Claude Code ran for itself (to summarise, to suggest), inside no call"
+"""A note (`Skipped.kept`)."""
+NO_FILE = (
+    "calls of sub-agents (Agent, Task) whose own files are not in what was imported: what they called, and "
+    "their tokens, are missing"
+)
+"""A note (`Skipped.kept`)."""
+
+_OWN = re.compile(r"a([a-z]+(?:_[a-z]+)*)-[0-9a-f]{4,}")
+"""The names that Claude Code gives its own requests beside a conversation: `acompact-53a066`."""
 
 
 @dataclass(slots=True)
@@ -73,39 +82,70 @@ class _Asked:
 
 def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator[LoopDraft | Skipped]:
     """The loops of all lines of the sessions that have replies in common."""
-    parts = parts_of(lines)
+    parts, restored = parts_of(lines)
     seen: set[str] = set()
-    copies = alone = unlinked = 0
+    copies = alone = unlinked = own = 0
     asked: list[_Asked] = []
     threads = []
+    forked = {part[0].parent for (_, agent), part in parts if agent} - {""}
+    places: dict[str, _Loop] = {}
     for (session, agent), part in parts:
         thread = _Thread(session, agent, source, resolution_ns, seen)
-        thread.follow(part)
+        thread.follow(part, forked, places)
         seen |= thread.replies
         copies += thread.copies
         alone += thread.alone
         asked += thread.asked
         threads.append(thread)
+    calls = {id_: thread for thread in threads for id_ in thread.open}
     for thread in threads:
-        if thread.agent:
-            unlinked += sum(not _link(loop, thread.agent, asked) for loop in thread.loops)
+        for id_, (at_ns, result) in thread.early.items():
+            # What Claude Code forks off to summarise may have the only copy of the result before it.
+            other = calls.pop(id_, None)
+            if other is None:
+                alone += 1
+            else:
+                other.came_back(at_ns, result)
+    for thread in threads:
+        for loop in thread.loops if thread.agent else ():
+            itself = _OWN.fullmatch(thread.agent)
+            own += itself is not None
+            outer = places.get(thread.after)
+            if not _link(loop, thread, asked, guess=itself is None) and not _fork(loop, outer):
+                unlinked += itself is None
+            if itself is not None:
+                loop.draft.agent = itself[1]
     for thread in threads:
         yield from (loop.draft for loop in thread.loops)
+    ran = [
+        one for one in asked if one.call.name in AGENT_TOOLS and (one.agent or one.call.own_ns is not None)
+    ]
     for reason, number, kept in (
         (COPIED, copies, False),
+        (RESTORED, restored, False),
         (RESULT_ALONE, alone, False),
         (UNLINKED, unlinked, True),
+        (OWN, own, True),
+        (NO_FILE, sum(one.call.key is None for one in ran), True),
     ):
         if number:
             yield Skipped(reason, number, kept=kept)
 
 
-def _link(loop: _Loop, agent: str, asked: list[_Asked]) -> bool:
-    """Find the call that a sub-agent's loop ran in: by its agent's id; else by the prompt that they share;
-    else the only call of an agent that was running then, a guess (`LoopDraft.ambiguous_calls`)."""
+def _fork(loop: _Loop, outer: _Loop | None) -> bool:
+    """Put a loop that went on from a line of another one inside that one."""
+    if outer is None or outer is loop or outer.copied:
+        return False
+    loop.draft.parent = outer.draft.id
+    return True
+
+
+def _link(loop: _Loop, thread: _Thread, asked: list[_Asked], *, guess: bool) -> bool:
+    """Find the call that a sub-agent's loop ran in: by the id of it or of its workflow; else by the prompt that they share;
+    else, with `guess`, the only call of an agent that was running then (`LoopDraft.ambiguous_calls`)."""
     began_ns = loop.draft.started_ns or 0
     running = [one for one in asked if one.asked_ns <= began_ns]
-    found = [one for one in running if one.agent == agent]
+    found = [one for one in running if one.agent and one.agent in (thread.agent, thread.run)]
     guessed = False
     if not found:
         found = [one for one in running if not one.agent and not one.taken and one.prompt_hash]
@@ -121,7 +161,7 @@ def _link(loop: _Loop, agent: str, asked: list[_Asked]) -> bool:
             and one.call.name in AGENT_TOOLS
             and (one.call.ended_ns is None or one.call.ended_ns >= began_ns)
         ]
-        if len(found) != 1:
+        if len(found) != 1 or not guess:
             return False
         guessed = True
     one = found[-1]
@@ -141,6 +181,10 @@ class _Thread:
         self.asked: list[_Asked] = []
         self.replies: set[str] = set()
         self.copies = self.alone = 0
+        self.run = ""
+        self.after = ""  # the line of another thread that it went on from
+        self.early: dict[str, tuple[int, list[Any]]] = {}
+        """Results of calls that were not asked for yet; in the end, of calls that are not of this thread."""
         self._name = f"{session}:{agent}" if agent else session
         self._source = source
         self._resolution_ns = resolution_ns
@@ -149,12 +193,13 @@ class _Thread:
         self._rounds: dict[str, tuple[_Loop, RoundDraft]] = {}
         self._calls: dict[str, tuple[_Loop, CallDraft]] = {}
         self._asked: dict[str, _Asked] = {}
-        self._early: dict[str, tuple[int, list[Any]]] = {}  # results of calls that were not asked for yet
         self._copied: set[int] = set()
         self._input_ns: int | None = None
         self._command_ns: int | None = None
 
-    def follow(self, lines: Sequence[Line]) -> None:
+    def follow(self, lines: Sequence[Line], forked: set[str], places: dict[str, _Loop]) -> None:
+        """Make loops of the lines. `places` is given the loops of those lines that are in `forked`."""
+        self.after, self.run = lines[0].parent, lines[0].run
         for place, line in enumerate(lines):
             at_ns, body = line.at_ns, line.body
             if line.kind == REPLY:
@@ -172,9 +217,28 @@ class _Thread:
                 self._input_ns = at_ns
             elif self._loop is not None:
                 self._broken(at_ns, line.kind, body)
+            if self._loop is not None and line.uuid in forked:
+                places.setdefault(line.uuid, self._loop)
         self._close()
-        self.alone += len(self._early)
         self._drop_copies()
+
+    @property
+    def open(self) -> list[str]:
+        """The calls whose results are not in this thread."""
+        return [
+            call.id
+            for loop in self.loops
+            for round_ in loop.draft.rounds
+            for call in round_.calls
+            if call.ended_ns is None
+        ]
+
+    def came_back(self, at_ns: int, result: list[Any]) -> None:
+        """A result that another thread has."""
+        loop, call = self._calls[result[0]]
+        self._ended(loop, call, at_ns, result)
+        if loop.draft.status != "ok" and loop.draft.ended_ns is not None:
+            loop.draft.ended_ns = max(loop.draft.ended_ns, loop.returned_ns)
 
     def _begin(self, started_ns: int | None) -> _Loop:
         self._close()
@@ -216,7 +280,7 @@ class _Thread:
         loop.draft.prompt = words
 
     def _just_said(self, at_ns: int) -> bool:
-        return self._input_ns is not None and at_ns - self._input_ns <= _TOGETHER_NS
+        return self._input_ns is not None and at_ns - self._input_ns <= TOGETHER_NS
 
     def _reply(self, at_ns: int, body: list[Any]) -> None:
         name, request, model, reason, usage, calls, served, words = body
@@ -261,7 +325,7 @@ class _Thread:
             call = CallDraft(tool, id_ or f"{name}.{len(round_.calls)}", asked_ns=at_ns, arguments=arguments)
             call.wait = tool in WAITS
             round_.calls.append(call)
-            early = self._early.pop(call.id, None)
+            early = self.early.pop(call.id, None)
             self._calls[call.id] = loop, call
             if id(round_) not in self._copied:
                 self._asked[call.id] = _Asked(call, at_ns, hash_, kind)
@@ -294,26 +358,30 @@ class _Thread:
 
     def _results(self, at_ns: int, results: list[list[Any]], stopped: bool) -> None:
         for result in results:
-            id_, status, error, refused, own_ns, agent, background, words = result
+            id_ = result[0]
             known = self._calls.get(id_)
             if known is None:  # a clock that was set back, or of a call that is not in the recording
-                self.alone += id_ in self._early
-                self._early[id_] = at_ns, result
+                self.alone += id_ in self.early
+                self.early[id_] = at_ns, result
                 continue
             loop, call = known
             if call.ended_ns is not None:
                 continue
-            call.ended_ns = at_ns
-            call.status, call.error_type, call.refused, call.own_ns = status, error, refused, own_ns
-            call.result = words
-            call.wait = call.wait or background
-            if not refused:
-                loop.returned_ns = max(loop.returned_ns, at_ns)
-            if id_ in self._asked:
-                self._asked[id_].agent = agent
+            self._ended(loop, call, at_ns, result)
             self._input_ns = max(at_ns, self._input_ns or 0)
         if stopped and self._loop is not None:
             self._loop.stopped = True
+
+    def _ended(self, loop: _Loop, call: CallDraft, at_ns: int, result: list[Any]) -> None:
+        id_, status, error, refused, own_ns, agent, background, words = result
+        call.ended_ns = at_ns
+        call.status, call.error_type, call.refused, call.own_ns = status, error, refused, own_ns
+        call.result = words
+        call.wait = call.wait or background
+        if not refused:
+            loop.returned_ns = max(loop.returned_ns, at_ns)
+        if id_ in self._asked:
+            self._asked[id_].agent = agent
 
     def _broken(self, at_ns: int, kind: str, body: list[Any]) -> None:
         loop = self._loop

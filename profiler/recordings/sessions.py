@@ -22,6 +22,9 @@ WAITS = frozenset(
 )
 """Tools that only wait for what another call began (`ToolCall.wait`)."""
 
+TOGETHER_NS = 10_000_000_000
+"""Messages without a reply between them were said together if no more than this lies between."""
+
 RESULT_ALONE = "results of calls that are not in the recording"
 UNLINKED = "loops of sub-agents of which nothing says which call they ran in"
 """A note (`Skipped.kept`)."""

@@ -16,7 +16,7 @@ from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDr
 from profiler.recordings.fields import count, duration_ns, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.lines import rows
-from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, WAITS, mark_late
+from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, TOGETHER_NS, WAITS, mark_late
 
 _MS = 1_000_000
 _INPUTS = frozenset(("user_message", "tool_result"))
@@ -132,7 +132,7 @@ def _item(row: Any) -> Item | str:
         session,
         text(row.get("provider")),
         text(row.get("turn_id")),
-        min(said, default=began_ns) if first_kind == "user_message" else None,
+        _said_ns(said, began_ns) if first_kind == "user_message" else None,
         text(row.get("model")),
         started_ns,
         ended_ns,
@@ -144,6 +144,17 @@ def _item(row: Any) -> Item | str:
         calls,
     ]
     return Item(session, earliest_ns, data, f"{earliest_ns}:{max(times)}:{began_ns}:{names}")
+
+
+def _said_ns(said: list[int], began_ns: int) -> int:
+    """When what the reply is to was said. Commands that ask no model are messages here, too, and so is what
+    was interrupted: a message long before the next one is not of this loop."""
+    first_ns = began_ns
+    for at_ns in sorted((one for one in said if one <= began_ns), reverse=True):
+        if first_ns - at_ns > TOGETHER_NS:
+            break
+        first_ns = at_ns
+    return first_ns
 
 
 def _call(tool: dict[str, Any]) -> list[Any]:

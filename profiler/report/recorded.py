@@ -271,7 +271,8 @@ def _waits(figures: RecordedFigures) -> Iterator[str]:
     parts = []
     if waits.refused:
         parts.append(
-            f"{counted(waits.refused, 'request')} {_were(waits.refused)} refused for a quota (429, 529)"
+            f"{counted(waits.refused, 'request')} {_were(waits.refused)} refused (429: over a quota, 529: "
+            "overloaded)"
         )
     if waits.retries:
         parts.append(

@@ -7,8 +7,8 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.recordings.claude_code import NO_MESSAGE, SYNTHETIC, ClaudeCode
-from profiler.recordings.claude_loops import COPIED
+from profiler.recordings.claude_code import NO_MESSAGE, PROGRESS, SYNTHETIC, ClaudeCode
+from profiler.recordings.claude_loops import COPIED, NO_FILE, OWN, RESTORED
 from profiler.recordings.reading import TORN
 from profiler.recordings.sessions import RESULT_ALONE, UNLINKED
 from tests.unit.recordings_data import jsonl, read, records
@@ -264,6 +264,19 @@ def test_a_failed_call_says_how_it_failed():
     assert [call.started_ns is None for call in loop.tool_calls] == [False, False, False, True, False]
 
 
+def test_a_call_that_a_rule_a_hook_or_nobody_there_allowed_never_started():
+    words = (
+        "PreToolUse:Bash hook error: [check.sh]: not on Fridays",
+        "Claude requested permissions to write to /tmp/x, but you haven't granted it yet.",
+        "This command requires approval",
+    )
+    session = Session().user(0, "go").reply(1000, "m1", *(use(f"c{n}") for n in range(len(words))))
+    for n, said_ in enumerate(words):
+        session.result(1100, f"c{n}", said_, result=f"Error: {said_}", is_error=True)
+    _, (loop,) = of(session.reply(2000, "m2", said()))
+    assert {(call.error_type, call.started_ns) for call in loop.tool_calls} == {("denied", None)}
+
+
 def retry(session, ms_, status=529, wait=500, **more):
     error = {"status": status} if status else {"cause": {"code": "ECONNRESET"}}
     return session.line(
@@ -318,6 +331,24 @@ def test_giving_up_at_once_says_the_status_that_it_shows():
     session.rows[-1]["isApiErrorMessage"] = True
     _, (loop,) = of(session)
     assert (loop.status, loop.error_type) == ("error", "http_400")
+
+
+def test_a_request_that_timed_out_for_good_says_so():
+    session = Session().user(0, "go")
+    retry(session, 3000, status=None)
+    session.reply(9000, "x", said("Request timed out"), model="<synthetic>")
+    session.rows[-1] |= {"isApiErrorMessage": True, "error": "unknown"}
+    _, (loop,) = of(session)
+    assert (loop.status, loop.error_type) == ("error", "timeout")
+
+
+def test_a_failure_that_the_message_calls_unknown_is_that_of_the_try_before():
+    session = Session().user(0, "go")
+    retry(session, 3000)
+    session.reply(5000, "x", said("Something broke"), model="<synthetic>")
+    session.rows[-1] |= {"isApiErrorMessage": True, "error": "unknown"}
+    _, (loop,) = of(session)
+    assert (loop.status, loop.error_type) == ("error", "http_529")
 
 
 def test_lines_of_a_message_without_their_request_are_still_of_it():
@@ -401,6 +432,72 @@ def test_a_sub_agent_without_its_session_is_said_to_be_one():
     assert found.notes == {UNLINKED: 1}
 
 
+def test_a_sub_agent_without_a_file_is_said_to_be_missing():
+    main, sub = helped()
+    found, (loop,) = of(main)
+    assert found.notes == {NO_FILE: 1}
+    assert not of(main, sub)[0].notes
+    main.line(8050, "progress", data={"type": "agent_progress", "agentId": "a1", "message": sub.rows[0]})
+    found, _ = of(main)
+    assert found.skipped == {PROGRESS: 1}
+
+
+def test_an_agent_that_never_began_is_not_missing():
+    main = Session().user(0, "go").reply(1000, "m1", use("c1", "Task", prompt="Look"))
+    main.result(1100, "c1", "<tool_use_error>InputValidationError: no</tool_use_error>", is_error=True)
+    found, _ = of(main.reply(2000, "m2", said()))
+    assert not found.notes
+
+
+def compacted():
+    """A session that is summarised while a call's result is on its way: the fork has the result alone."""
+    main = Session().user(0, "go").reply(1000, "m1", use("c1", "Read"))
+    fork = Session(agent="acompact-12ab34", side=True).result(1500, "c1").user(1510, "Summarise all of this.")
+    fork.reply(6000, "f1", said())
+    fork.rows[0]["parentUuid"] = main.rows[-1]["uuid"]
+    main.user(6100, "This session goes on.", isCompactSummary=True).reply(7000, "m2", said())
+    return main, fork
+
+
+def test_what_claude_code_asks_for_itself_is_inside_the_loop_that_it_went_on_from():
+    main, fork = compacted()
+    found, (loop, own) = of(main, fork)
+    assert (loop.parent, own.parent, own.agent) == (None, loop.id, "compact")
+    assert len(loop.rounds) == 2
+    assert found.notes == {OWN: 1}
+    assert of(fork)[0].notes == {OWN: 1}
+
+
+def test_a_result_that_only_a_fork_has_ends_the_call():
+    found, (loop, own) = of(*compacted())
+    (call,) = loop.tool_calls
+    assert (call.status, call.upper_bound, *ms(call.started_ns, call.ended_ns)) == ("ok", True, 1000, 1500)
+    assert not own.rounds[0].tool_calls
+    assert not found.skipped
+
+
+def test_a_fork_is_in_no_call_of_an_agent_that_was_running_then():
+    main, fork = compacted()
+    main.rows[1]["message"]["content"].append(use("c2", "Task", prompt="Look"))
+    found, _ = of(main, fork)
+    assert not [draft for draft in found.drafts if draft.spawned_by]
+
+
+def test_the_agents_of_a_workflow_ran_in_the_call_that_began_it():
+    main = Session().user(0, "go").reply(1000, "m1", use("c1", "Workflow", script="sweep.js"))
+    main.result(1100, "c1", result={"isAsync": True, "runId": "wf_1", "taskId": "t1"}).reply(
+        2000, "m2", said()
+    )
+    agents = [Session(agent=name, side=True).user(1050, name).reply(9000, name, said()) for name in "ab"]
+    found = read(
+        ClaudeCode(),
+        *(jsonl(one.rows) for one in (main, *agents)),
+        names=("s1.jsonl", *(f"s1/subagents/workflows/wf_1/agent-{name}.jsonl" for name in "ab")),
+    )
+    assert [draft.spawned_by for draft in found.drafts] == [None, "claude-code:c1", "claude-code:c1"]
+    assert not found.notes
+
+
 def test_a_file_of_a_sub_agent_is_one_by_its_name_too():
     main, sub = helped()
     for one in sub.rows:
@@ -475,6 +572,38 @@ def test_a_session_that_goes_on_elsewhere_in_the_middle_of_a_loop_keeps_what_is_
     _, loops = of(first, other)
     assert [len(one.rounds) for one in loops] == [2, 1]
     assert loops[1].rounds[0].model.output_tokens == 10
+
+
+def resumed(prompt=0):
+    """Older versions wrote what a resumed session had done down once more, with the time of that moment."""
+    session = Session("s2").user(prompt, "go")
+    for n in range(3):
+        session.reply(90_000, f"m{n}", use(f"c{n}")).result(90_000 + n // 2, f"c{n}")
+    return session.reply(90_001, "m3", said()).user(95_000, "on").reply(97_000, "m4", said())
+
+
+def test_times_that_were_written_over_when_a_session_was_resumed_are_taken_for_none():
+    found, (loop,) = of(resumed())
+    assert ms(loop.started_ns, loop.ended_ns) == [95_000, 97_000]
+    assert len(loop.rounds) == 1
+    assert found.skipped == {RESTORED: 8}  # with the prompt, of which nothing else is left
+
+
+def test_what_was_resumed_counts_where_its_times_are():
+    first = Session("s1").user(0, "go")
+    for n in range(3):
+        first.reply(1000 * n + 500, f"m{n}", use(f"c{n}")).result(1000 * n + 900, f"c{n}")
+    first.reply(4000, "m3", said())
+    found, (loop, on) = of(first, resumed())
+    assert (len(loop.rounds), *ms(loop.started_ns, loop.ended_ns)) == (4, 0, 4000)
+    assert ms(on.started_ns) == [95_000]
+    assert found.skipped == {RESTORED: 8}
+
+
+def test_a_recording_without_any_times_of_use_is_kept():
+    found, loops = of(resumed(prompt=90_000))
+    assert [len(loop.rounds) for loop in loops] == [4, 1]
+    assert not found.skipped
 
 
 def test_a_result_of_a_call_that_is_not_there_is_counted():

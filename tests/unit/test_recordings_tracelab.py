@@ -167,10 +167,17 @@ def test_a_message_typed_during_a_reply_is_no_input_of_it():
 
 def test_a_message_typed_before_the_last_answer_overlaps_no_loop():
     rows = simple()
-    rows[2]["timing_events"].insert(0, event("user_message", 2500))
+    rows[2] = row(2, [("user_message", 2500), ("user_message", 9000)], [10_000])
     _, (loop, other) = of(rows)
     assert ms(loop.ended_ns, other.started_ns) == [3000, 3000]
-    assert ms(other.rounds[0].model.started_ns) == [60_000]
+    assert ms(other.rounds[0].model.started_ns) == [9000]
+
+
+def test_a_message_long_before_the_one_that_was_answered_begins_no_loop():
+    rows = simple()
+    rows[2] = row(2, [("user_message", n) for n in (20_000, 590_000, 600_000)], [601_000])
+    _, (_, other) = of(rows)
+    assert ms(other.started_ns, other.rounds[0].model.started_ns) == [590_000, 600_000]
 
 
 def test_a_session_that_begins_in_the_middle_is_a_loop():

@@ -123,7 +123,8 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
         "3.3 % of it (gpt-5)"
     ) in said.found
     assert (
-        "Requests: 1 request was refused for a quota (429, 529); 1 request was tried again, after 2.00 s of "
+        "Requests: 1 request was refused (429: over a quota, 529: overloaded); 1 request was tried again, "
+        "after 2.00 s of "
         in ("\n".join(said.found))
     )
     assert "what other clients of the same key used of the quota" in said.cannot
