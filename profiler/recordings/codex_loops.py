@@ -23,6 +23,9 @@ TOKENS, SPAWN, ERROR, RETRY = "tokens", "spawn", "error", "retry"
 REPLAYED = "lines of its parent's history, with which the file of a sub-agent or a fork begins"
 NO_REPLY = "turns in which no model was asked (settings, compaction)"
 NO_ITEMS = "counts of tokens without a reply (a summary was made)"
+END_ALONE = "ends of what no call of the model's ran (a person typed it, or it ran inside a call)"
+ROUNDED = "durations below 1 s that Codex rounded to tenths of a second"
+"""A note (`Skipped.kept`)."""
 
 _S = 1_000_000_000
 _BURST_NS = _S
@@ -65,7 +68,7 @@ def loops_of(
         yield from thread.done
     for reason, number in counts.items():
         if number:
-            yield Skipped(reason, number, kept=reason in (NO_VERDICT, UNLINKED))
+            yield Skipped(reason, number, kept=reason in (NO_VERDICT, UNLINKED, ROUNDED))
 
 
 def _link(thread: _Thread, parent: _Thread | None) -> bool:
@@ -130,6 +133,7 @@ class _Thread:
         self._early: dict[str, Line] = {}  # results of calls that were not asked for yet
         self._input_ns: int | None = None
         self._total: list[int | None] | None = None
+        self._recorded = False  # of this turn there is a record of each reply's tokens: counts only repeat it
         self._turns_told = self._users_told = False
         self._resends = 0
 
@@ -178,12 +182,12 @@ class _Thread:
         if not metas:
             return list(lines)
         own = metas[0]
-        thread, provider, self.sub_agent, self.parent, self._role, forked, names, self.began_ns = own.body
+        thread, provider, self.sub_agent, self.parent, self._role, history, names, self.began_ns = own.body
         self.id = thread or self.id
         self.names = set(names)
         self._provider = provider or self._provider
         others = any(line.body[0] != own.body[0] for line in metas)
-        if not (self.sub_agent or forked or others):
+        if history is None or not (history or others):
             return list(lines)
         begins = _own_beginning(lines, own)
         replayed = [line for line in lines if begins is None or line.number < begins.number]
@@ -200,8 +204,11 @@ class _Thread:
         """Of each line, whether a changed count of tokens follows it in its turn."""
         changed = []
         total = self._total
+        recorded = False
         for line in lines:
-            changed.append(line.kind == TOKENS and line.body[0] != total)
+            record = line.kind == TOKENS and bool(line.body[2])
+            recorded = record or (recorded and line.kind != START)
+            changed.append(line.kind == TOKENS and (record or (not recorded and line.body[0] != total)))
             if line.kind == TOKENS:
                 total = line.body[0]
         result = [False] * len(lines)
@@ -224,6 +231,7 @@ class _Thread:
         )
         self._made += 1
         self._input_ns = at_ns
+        self._recorded = False
         self._turn = _Turn(draft, started)
         return self._turn
 
@@ -279,9 +287,11 @@ class _Thread:
         if name in AGENT_TOOLS:
             self.spawns[call.id] = _Spawn(call)
 
-    def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None]) -> None:
+    def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None], reply: str) -> None:
+        """`reply`: whose tokens they are; empty where a count tells, which may be shown again and again."""
         before, self._total = self._total, total
-        if total == before:
+        self._recorded = self._recorded or bool(reply)
+        if not reply and (self._recorded or total == before):
             return  # the same number shown once more
         turn = self._turn
         if turn is None or turn.open is None:
@@ -292,9 +302,12 @@ class _Thread:
         if all(number is None for number in last):
             last = [
                 None if now is None else max(0, now - (then or 0))
-                for now, then in zip(total, before or [None] * 5, strict=True)
+                for now, then in zip(total, before or [None] * len(total), strict=True)
             ]
-        model.input_tokens, model.cached_tokens, model.output_tokens, model.reasoning_tokens, _ = last
+        model.input_tokens, model.cached_tokens, model.output_tokens, model.reasoning_tokens = last[:4]
+        model.cache_written_tokens = last[4]
+        if reply.startswith("resp_"):
+            model.request_id = reply
         turn.open = None
 
     def _return(
@@ -302,6 +315,7 @@ class _Thread:
         at_ns: int,
         id_: str,
         own_ns: int | None,
+        rounded: bool,
         status: Any,
         error: str | None,
         refused: bool,
@@ -322,14 +336,17 @@ class _Thread:
             self.spawns.setdefault(call.id, _Spawn(call)).threads.add(agent)
         call.result = words
         call.wait = call.wait or running or bool(agent)
-        if id(call) in round_.exact:
+        exact = id(call) in round_.exact
+        if call.ended_ns is not None and not exact:
+            return
+        if call.own_ns is None:
+            call.own_ns = own_ns
+            self.counts[ROUNDED] += rounded
+        if exact:
             if status is not None and call.status == "ok":
                 call.status, call.error_type = status, error
             return
-        if call.ended_ns is not None:
-            return
         call.ended_ns, call.refused = at_ns, refused
-        call.own_ns = own_ns if call.own_ns is None else call.own_ns
         if status is not None:
             call.status, call.error_type = status, error
         else:
@@ -338,6 +355,7 @@ class _Thread:
     def _end(self, at_ns: int, id_: str, own_ns: int | None, status: Any, error: str | None) -> None:
         known = self._calls.get(id_)
         if known is None:
+            self.counts[END_ALONE] += 1
             return
         round_, call = known
         if call.ended_ns is not None:
@@ -368,8 +386,10 @@ class _Thread:
         if kind == ABORT:
             turn.draft.status = "cancelled"
         else:
-            _, first_ns, words = body
+            _, first_ns, words, failed = body
             turn.draft.text = words
+            if failed is not None and turn.error is None:
+                turn.error, turn.failed_ns = failed, at_ns
             if first_ns is not None and turn.started and turn.rounds and turn.draft.started_ns is not None:
                 model = turn.rounds[0].draft.model
                 model.first_token_ns = turn.draft.started_ns + first_ns
