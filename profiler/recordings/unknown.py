@@ -40,6 +40,10 @@ _BY_KEYS: tuple[tuple[frozenset[str], str], ...] = (
     ),
     (frozenset({"figures", "schema"}), "a summary of this package: `profiler report` reads its directory"),
     (
+        frozenset({"body", "timestamp", "traceId"}),
+        "what is sent to Langfuse: import what it exports instead (observations, as JSON lines)",
+    ),
+    (
         frozenset({"id", "timestamp", "instructions"}),
         "a session of Codex from before October 2025: its lines have no times, so no durations follow",
     ),
@@ -99,7 +103,7 @@ def what_it_is(beginning: bytes) -> str:
     except UnicodeDecodeError as error:
         if error.end < len(text) - 3:
             return "neither text in UTF-8 nor packed"
-    return "text that is neither JSON nor a CSV file of Langfuse's"
+    return "text that is neither JSON nor a CSV file of Langfuse's observations"
 
 
 def _json(text: bytes) -> str:

@@ -196,6 +196,10 @@ RECORD = {"id": "l", "strategy": "gathered", "provider": "openai", "started_ns":
         (b'{"load_summary": {}, "successes": {}, "failures": {}}', "a report of inference-perf"),
         (b'{"resourceMetrics": []}', "OTLP metrics"),
         (
+            b'{"batch":[{"type":"span-create","timestamp":"x","body":{"id":"s","traceId":"t"}}]}',
+            "what is sent to Langfuse: import what it exports",
+        ),
+        (
             b'{"type":"thread.started","thread_id":"t"}\n{"type":"turn.started"}',
             "what `codex exec --json` prints",
         ),
