@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from profiler.recordings import codex_ends
-from profiler.recordings.codex_loops import (
+from profiler.recordings.codex_lines import (
     ABORT,
     CALL,
     CONTEXT,
@@ -24,7 +24,6 @@ from profiler.recordings.codex_loops import (
     ERROR,
     META,
     OUTPUT,
-    REPLAYED,
     RETRY,
     RETURN,
     SPAWN,
@@ -32,8 +31,8 @@ from profiler.recordings.codex_loops import (
     TOKENS,
     USER,
     Line,
-    loops_of,
 )
+from profiler.recordings.codex_loops import REPLAYED, loops_of
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
@@ -51,6 +50,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NAMES = ("agent_path", "agent_nickname", "new_agent_nickname")
 _CONTEXT_TEXTS = ("<", "# AGENTS.md", "Approved command prefix")
 _SERVED = ("web_search_call", "image_generation_call")
+_OURS = ("function_call", "custom_tool_call", "local_shell_call")
 
 
 class Codex:
@@ -205,8 +205,10 @@ def _tokens(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | N
     info = payload.get("info")
     if type(info) is not dict:
         return None
-    total = _usage(mapping(info.get("total_token_usage")))
-    return TOKENS, [total, _usage(mapping(info.get("last_token_usage"))), ""]
+    total, last = (_usage(mapping(info.get(f"{of}_token_usage"))) for of in ("total", "last"))
+    if all(number is None for number in total):
+        total = last  # without sums, a request is known by its own numbers
+    return TOKENS, [total, last, ""]
 
 
 def _usage(usage: dict[str, Any]) -> list[int | None]:
@@ -272,7 +274,7 @@ def _retried(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
 
 
 def _call_ended(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
-    return END, codex_ends.event(payload)
+    return END, [*codex_ends.event(payload), None, None]
 
 
 def _item_completed(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
@@ -284,7 +286,8 @@ def _item_completed(payload: dict[str, Any], content: bool) -> tuple[str, list[A
         return USER, [True, said if content else None]
     named = item | {"call_id": text(item.get("call_id")) or text(item.get("id"))}
     if kind in ("CommandExecution", "McpToolCall", "FileChange", "DynamicToolCall"):
-        return END, codex_ends.event(named)
+        times = [time_ns(payload.get(name)) for name in ("started_at_ms", "completed_at_ms")]
+        return END, [*codex_ends.event(named), *times]
     spawns = text(item.get("tool")).lower().startswith("spawn")
     if kind == "SubAgentActivity" or (kind == "CollabAgentToolCall" and spawns):
         return _spawned(named, content)
@@ -329,7 +332,8 @@ def _response(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] |
     call = text(payload.get("call_id"))
     if kind.endswith("_output"):
         return RETURN, [call, *codex_ends.output(payload, content)]
-    if kind in _SERVED or (kind.endswith("_call") and not call and kind != "local_shell_call"):
+    made = kind in _OURS and "id" in payload
+    if kind in _SERVED or (kind.endswith("_call") and not call and not made):
         return OUTPUT, [kind.removesuffix("_call")]
     if kind.endswith("_call"):
         name = text(payload.get("name")) or kind.removesuffix("_call")

@@ -9,16 +9,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from profiler.recordings.codex_lines import (
+    ABORT,
+    CALL,
+    CONTEXT,
+    DONE,
+    END,
+    ERROR,
+    META,
+    OUTPUT,
+    RETRY,
+    RETURN,
+    SPAWN,
+    START,
+    TOKENS,
+    USER,
+    Line,
+    own_beginning,
+)
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, RESULT_ALONE, UNLINKED, WAITS, mark_late
 from profiler.records import ServerToolCall
-
-META, CONTEXT, START, DONE, ABORT = "meta", "context", "start", "done", "abort"
-USER, OUTPUT, CALL, RETURN, END = "user", "output", "call", "return", "end"
-TOKENS, SPAWN, ERROR, RETRY = "tokens", "spawn", "error", "retry"
 
 REPLAYED = "lines of its parent's history, with which the file of a sub-agent or a fork begins"
 NO_REPLY = "turns in which no model was asked (settings, compaction)"
@@ -26,19 +40,6 @@ NO_ITEMS = "counts of tokens without a reply (a summary was made)"
 END_ALONE = "ends of what no call of the model's ran (a person typed it, or it ran inside a call)"
 ROUNDED = "durations below 1 s that Codex rounded to tenths of a second"
 """A note (`Skipped.kept`)."""
-
-_S = 1_000_000_000
-_BURST_NS = _S
-"""A history is written into a new file within this of its beginning."""
-
-
-class Line(NamedTuple):
-    """What a line tells. `number` is its place in its file; `body` is of the kind (`codex`)."""
-
-    at_ns: int
-    number: int
-    kind: str
-    body: list[Any]
 
 
 @dataclass(slots=True)
@@ -189,7 +190,7 @@ class _Thread:
         others = any(line.body[0] != own.body[0] for line in metas)
         if history is None or not (history or others):
             return list(lines)
-        begins = _own_beginning(lines, own)
+        begins = own_beginning(lines, own)
         replayed = [line for line in lines if begins is None or line.number < begins.number]
         for line in replayed:
             if line.kind == TOKENS:
@@ -352,7 +353,18 @@ class _Thread:
         else:
             self.counts[NO_VERDICT] += not running
 
-    def _end(self, at_ns: int, id_: str, own_ns: int | None, status: Any, error: str | None) -> None:
+    def _end(
+        self,
+        at_ns: int,
+        id_: str,
+        own_ns: int | None,
+        status: Any,
+        error: str | None,
+        began_ns: int | None,
+        ended_ns: int | None,
+    ) -> None:
+        """The end of a call. It began when it was seen to, unless its own duration says that it was only waiting
+        then, for an approval."""
         known = self._calls.get(id_)
         if known is None:
             self.counts[END_ALONE] += 1
@@ -360,7 +372,9 @@ class _Thread:
         round_, call = known
         if call.ended_ns is not None:
             return  # it came back before: this is the end of what it left running
-        call.ended_ns, call.own_ns = at_ns, own_ns
+        call.ended_ns, call.own_ns = ended_ns or at_ns, own_ns
+        if own_ns is None and began_ns is not None and began_ns < call.ended_ns:
+            call.started_ns = began_ns
         if status is not None:
             call.status, call.error_type = status, error
         round_.exact.add(id(call))
@@ -430,38 +444,3 @@ class _Thread:
                 if call.ended_ns is None:
                     call.status = "cancelled"
         self.done.append(draft)
-
-
-def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:
-    """The line with which a thread's own first turn begins; None: it never came to one.
-
-    It is the last turn that began before anything took time. Where ids are UUIDs of version 7, which say when
-    they were made, it is no older than the thread: a thread that was cut off has turns of its parent's alone.
-    """
-    ordered = sorted(lines, key=lambda line: line.number)
-    began_ns = meta.body[-1]
-    starts = [line for line in ordered if line.kind == START]
-    found: Line | None = None
-    for line in ordered:
-        if line.kind == START or (not starts and line.kind == USER):
-            found = line
-        if line.at_ns > began_ns + _BURST_NS:
-            found = found or line
-            break
-    made_ns = _made_ns(meta.body[0])
-    if found is None or made_ns is None or abs(made_ns - began_ns) > _BURST_NS:
-        return found
-    turn_ns = _made_ns(found.body[0]) if found.kind == START else None
-    if turn_ns is None or turn_ns >= made_ns:
-        return found
-    return next((line for line in starts if (_made_ns(line.body[0]) or 0) >= made_ns), None)
-
-
-def _made_ns(id_: str) -> int | None:
-    digits = id_.replace("-", "")
-    if len(digits) != 32 or digits[12] != "7":
-        return None
-    try:
-        return int(digits[:12], 16) * 1_000_000
-    except ValueError:
-        return None

@@ -61,7 +61,7 @@ class OpenAIAgents:
                 kind = row.get("object") if isinstance(row, dict) else None
                 if kind == "trace":
                     read += 1
-                elif kind == "trace.span":
+                elif isinstance(row, dict) and kind == "trace.span":
                     read += 1
                     span = span_of(row, content)
                     yield (

@@ -91,8 +91,10 @@ class Rollout:
         usage |= {"cache_write_input_tokens": 20, "reasoning_output_tokens": 3}
         return self.line(ms, "token_usage_record", turn_id="t1", response_id=reply, usage=usage)
 
-    def item_done(self, ms, kind, id_, **more):
-        return self.event(ms, "item_completed", turn_id="t1", item={"type": kind, "id": id_, **more})
+    def item_done(self, ms, kind, id_, began=None, ended=None, **more):
+        times = {"started_at_ms": began, "completed_at_ms": ended}
+        times = {name: ZERO_NS // MS + time for name, time in times.items() if time is not None}
+        return self.event(ms, "item_completed", turn_id="t1", item={"type": kind, "id": id_, **more}, **times)
 
     def end(self, ms, turn="t1", **more):
         return self.event(ms, "task_complete", turn_id=turn, last_agent_message="so", **more)
@@ -335,6 +337,36 @@ def test_newer_versions_say_the_ends_of_calls_as_items():
         ("cancelled", 2700, None),
     ]
     assert found.skipped[END_ALONE] == 1
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "more", "times", "derived"),
+    [
+        (1500, 2990, {}, [1500, 2990, 1490], False),
+        (1500, 2990, {"duration": {"secs": 1, "nanos": 0}}, [1990, 2990, 1000], True),
+        (2990, 2990, {}, [1000, 2990, None], True),  # nobody saw it begin
+        (None, None, {}, [1000, 3000, None], True),
+    ],
+)
+def test_items_may_say_when_calls_began(began, ended, more, times, derived):
+    run = Rollout().start(0).call(1000, "c1").record(1100)
+    run.item_done(3000, "CommandExecution", "c1", began, ended, exit_code=0, **more).back(3001, "c1", "x")
+    _, (loop,) = of(run.say(4000).record(4100).end(4200))
+    (call,) = loop.tool_calls
+    assert ms(call.started_ns, call.ended_ns, call.latency_ns) == times
+    assert ("started_ns" in call.derived) == derived
+
+
+def test_counts_without_sums_are_of_one_request_each():
+    run = (
+        Rollout().start(0).call(1000, "c1").tokens(1100).tokens(1200, again=True).back(2000, "c1", wall(0.5))
+    )
+    run.say(3000).tokens(3100, 150).end(3200)
+    for row in run.rows:
+        row["payload"].get("info", {}).pop("total_token_usage", None)
+    found, (loop,) = of(run)
+    assert [one.model.input_tokens for one in loop.rounds] == [100, 150]
+    assert found.skipped == {}
 
 
 def test_a_prompt_may_be_an_item():
