@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 
-from profiler.recordings.codex_loops import (
+from profiler.recordings import codex_ends
+from profiler.recordings.codex_lines import (
     ABORT,
     CALL,
     CONTEXT,
@@ -30,8 +31,8 @@ from profiler.recordings.codex_loops import (
     TOKENS,
     USER,
     Line,
-    loops_of,
 )
+from profiler.recordings.codex_loops import REPLAYED, loops_of
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
@@ -45,15 +46,11 @@ NO_TIME = "lines without a time"
 OTHER = "lines of which nothing is taken (texts shown, settings, snapshots and the like)"
 
 _FILE = re.compile(r"rollout-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-([^.]+)")
-_WALL = re.compile(r"^Wall time: (\d+(?:\.\d+)?) seconds?", re.MULTILINE)
-_EXIT = re.compile(r"^(?:Process exited with code|Exit code:) (-?\d+)", re.MULTILINE)
-_RUNNING = re.compile(r"^Process running with session ID", re.MULTILINE)
-_HEADS = ("Chunk ID:", "Wall time:", "Exit code:", "Process ")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|µs|us|ms|s)?$")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NAMES = ("agent_path", "agent_nickname", "new_agent_nickname")
-_UNITS = {"ns": 1, "µs": 1_000, "us": 1_000, "ms": _MS, "s": _S, None: _S}
 _CONTEXT_TEXTS = ("<", "# AGENTS.md", "Approved command prefix")
+_SERVED = ("web_search_call", "image_generation_call")
+_OURS = ("function_call", "custom_tool_call", "local_shell_call")
 
 
 class Codex:
@@ -74,6 +71,7 @@ class Codex:
             return
         thread = _thread(source.path, None if isinstance(first, Skipped) else first.data)
         metas: list[Item] = []
+        own_from: int | None = None
         for value in chain((first,), found):
             if isinstance(value, Skipped):
                 yield value
@@ -81,6 +79,12 @@ class Codex:
             item = _item(value.data, thread, value.line, content)
             if isinstance(item, str):
                 yield Skipped(item, where=f"{source.name}:{value.line}")
+                continue
+            ordinal = value.data.get("ordinal")
+            if _is_meta(item):
+                own_from = own_from if own_from is not None else _own_from(mapping(value.data.get("payload")))
+            elif own_from is not None and type(ordinal) is int and ordinal < own_from:
+                yield Skipped(REPLAYED, where=f"{source.name}:{value.line}")
                 continue
             if _is_meta(item) and len(metas) < 16:
                 metas.append(item)
@@ -122,6 +126,9 @@ def _item(row: Any, thread: str, number: int, content: bool) -> Item | str:
         found = _event(payload, content)
     elif kind == "session_meta":
         found = META, _meta(payload)
+    elif kind == "token_usage_record":
+        found = TOKENS, [_usage(mapping(payload.get(name))) for name in ("thread_token_usage", "usage")]
+        found[1].append(text(payload.get("response_id")) or text(payload.get("turn_id")) or str(number))
     elif kind == "turn_context":
         found = CONTEXT, [text(payload.get("model"))]
     elif kind == "response_item" or payload is row:
@@ -148,19 +155,37 @@ def _is_meta(item: Item) -> bool:
 
 
 def _meta(payload: dict[str, Any]) -> list[Any]:
-    """[thread, provider, sub-agent, parent's thread, role, forked, names]; `_item` adds its time."""
+    """[thread, provider, sub-agent, parent's thread, role, history, names]; `_item` adds its time.
+
+    `history`: whether that of another thread may be at the file's beginning. None: `read` left it out.
+    """
     source = payload.get("source")
     inner = mapping(source).get("subagent", mapping(source).get("sub_agent"))
-    spawn = mapping(mapping(inner).get("thread_spawn"))
+    told = mapping(inner).get("thread_spawn")
+    spawn = mapping(told)
+    parent = text(spawn.get("parent_thread_id"))
+    if type(told) is dict:
+        parent = parent or text(payload.get("parent_thread_id"))
     return [
         text(payload.get("id")),
         text(payload.get("model_provider")),
         inner is not None,
-        text(spawn.get("parent_thread_id")),
-        text(spawn.get("agent_role")) or text(inner),
-        bool(text(payload.get("forked_from_id"))),
-        _called(spawn),
+        parent,
+        text(spawn.get("agent_role")) or text(inner) or text(mapping(inner).get("other")),
+        None
+        if _own_from(payload) is not None
+        else inner is not None or bool(text(payload.get("forked_from_id"))),
+        _called(payload) + _called(spawn),
     ]
+
+
+def _own_from(payload: dict[str, Any]) -> int | None:
+    """The ordinal of a thread's own first line, where its first line tells; those before it are copies."""
+    told = (
+        count(payload.get("subagent_history_start_ordinal")),
+        count(mapping(payload.get("history_base")).get("end_ordinal_exclusive")),
+    )
+    return max((one for one in told if one is not None), default=None)
 
 
 def _called(payload: dict[str, Any]) -> list[str]:
@@ -180,12 +205,14 @@ def _tokens(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | N
     info = payload.get("info")
     if type(info) is not dict:
         return None
-    total = _usage(mapping(info.get("total_token_usage")))
-    return TOKENS, [total, _usage(mapping(info.get("last_token_usage")))]
+    total, last = (_usage(mapping(info.get(f"{of}_token_usage"))) for of in ("total", "last"))
+    if all(number is None for number in total):
+        total = last  # without sums, a request is known by its own numbers
+    return TOKENS, [total, last, ""]
 
 
 def _usage(usage: dict[str, Any]) -> list[int | None]:
-    """[input, cached, output, reasoning, total]"""
+    """[input, cached, output, reasoning, written to the cache, total]"""
     return [
         count(usage.get(name))
         for name in (
@@ -193,6 +220,7 @@ def _usage(usage: dict[str, Any]) -> list[int | None]:
             "cached_input_tokens",
             "output_tokens",
             "reasoning_output_tokens",
+            "cache_write_input_tokens",
             "total_tokens",
         )
     ]
@@ -204,35 +232,17 @@ def _started(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
 
 def _complete(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
     said = payload.get("last_agent_message")
+    failed = payload.get("error")
     return DONE, [
         text(payload.get("turn_id")),
         duration_ns(payload.get("time_to_first_token_ms"), _MS),
         said if content and type(said) is str else None,
+        None if not failed else _reason(mapping(failed)) or "error",
     ]
 
 
 def _aborted(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
     return ABORT, [text(payload.get("turn_id"))]
-
-
-def _tool_end(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
-    """[call, duration, status, error]: the end of a call, written when it was there."""
-    status, error = None, None
-    code = payload.get("exit_code")
-    result = mapping(payload.get("result"))
-    if type(code) is int:
-        status, error = _exit(code)
-    elif type(payload.get("success")) is bool:
-        status = "ok" if payload["success"] else "error"
-    elif "Err" in result:
-        status = "error"
-    elif "Ok" in result:
-        good = mapping(result["Ok"])
-        failed = good.get("is_error", good.get("isError"))
-        status, error = ("error", "tool_error") if failed is True else ("ok", None)
-    if payload.get("status") == "declined":
-        status = "cancelled"
-    return END, [text(payload.get("call_id")), _duration(payload.get("duration")), status, error]
 
 
 def _spawned(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
@@ -249,14 +259,39 @@ def _spawned(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | 
 
 
 def _error(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
+    return ERROR, [_reason(payload)]
+
+
+def _reason(payload: dict[str, Any]) -> str | None:
     info = payload.get("codex_error_info")
     name = info if type(info) is str else next(iter(mapping(info)), "")
     status = count(mapping(mapping(info).get(name)).get("http_status_code"))
-    return ERROR, [f"http_{status}" if status is not None and status < 600 else text(name) or None]
+    return f"http_{status}" if status is not None and status < 600 else text(name) or None
 
 
 def _retried(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
     return RETRY, []
+
+
+def _call_ended(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]]:
+    return END, [*codex_ends.event(payload), None, None]
+
+
+def _item_completed(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] | None:
+    """What newer versions write in the place of an event for each kind of thing."""
+    item = mapping(payload.get("item"))
+    kind = text(item.get("type"))
+    if kind == "UserMessage":
+        said = "\n".join(text(one.get("text")) for one in objects(item.get("content")))
+        return USER, [True, said if content else None]
+    named = item | {"call_id": text(item.get("call_id")) or text(item.get("id"))}
+    if kind in ("CommandExecution", "McpToolCall", "FileChange", "DynamicToolCall"):
+        times = [time_ns(payload.get(name)) for name in ("started_at_ms", "completed_at_ms")]
+        return END, [*codex_ends.event(named), *times]
+    spawns = text(item.get("tool")).lower().startswith("spawn")
+    if kind == "SubAgentActivity" or (kind == "CollabAgentToolCall" and spawns):
+        return _spawned(named, content)
+    return None
 
 
 _EVENTS: dict[str, Callable[[dict[str, Any], bool], tuple[str, list[Any]] | None]] = {
@@ -267,13 +302,14 @@ _EVENTS: dict[str, Callable[[dict[str, Any], bool], tuple[str, list[Any]] | None
     "task_complete": _complete,
     "turn_complete": _complete,
     "turn_aborted": _aborted,
-    "exec_command_end": _tool_end,
-    "mcp_tool_call_end": _tool_end,
-    "patch_apply_end": _tool_end,
-    "dynamic_tool_call_response": _tool_end,
+    "exec_command_end": _call_ended,
+    "mcp_tool_call_end": _call_ended,
+    "patch_apply_end": _call_ended,
+    "dynamic_tool_call_response": _call_ended,
     "sub_agent_activity": _spawned,
     "collab_agent_spawn_begin": _spawned,
     "collab_agent_spawn_end": _spawned,
+    "item_completed": _item_completed,
     "error": _error,
     "stream_error": _retried,
 }
@@ -295,8 +331,9 @@ def _response(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] |
         return OUTPUT, [None]
     call = text(payload.get("call_id"))
     if kind.endswith("_output"):
-        return RETURN, [call, *_outcome(payload, content)]
-    if kind == "web_search_call" or (kind.endswith("_call") and not call and "id" not in payload):
+        return RETURN, [call, *codex_ends.output(payload, content)]
+    made = kind in _OURS and "id" in payload
+    if kind in _SERVED or (kind.endswith("_call") and not call and not made):
         return OUTPUT, [kind.removesuffix("_call")]
     if kind.endswith("_call"):
         name = text(payload.get("name")) or kind.removesuffix("_call")
@@ -306,69 +343,3 @@ def _response(payload: dict[str, Any], content: bool) -> tuple[str, list[Any]] |
         asked = payload.get("arguments", payload.get("input", payload.get("action")))
         return CALL, [call or text(payload.get("id")), name, as_text(asked) if content else None]
     return None
-
-
-def _outcome(payload: dict[str, Any], content: bool) -> list[Any]:
-    """[own duration, status, error type, refused, still running, sub-agent's thread, text]; status None: no
-    word of it."""
-    output = payload.get("output")
-    success = None
-    if type(output) is dict:
-        success = output.get("success")
-        output = output.get("content", output.get("output"))
-    if type(output) is list:
-        output = "\n".join(one["text"] for one in objects(output) if type(one.get("text")) is str)
-    words = output if type(output) is str else ""
-    own_ns: int | None = None
-    status: str | None = None
-    error: str | None = None
-    running = refused = False
-    agent = ""
-    if words.startswith("{"):
-        told = _object(words)
-        more = mapping(told.get("metadata"))
-        own_ns = duration_ns(more.get("duration_seconds"), _S)
-        if type(more.get("exit_code")) is int:
-            status, error = _exit(more["exit_code"])
-        agent = text(told.get("agent_id"))
-    elif words.startswith(_HEADS):
-        head = words[:2000].partition("\nOutput:")[0]
-        if wall := _WALL.search(head):
-            own_ns = duration_ns(float(wall[1]), _S)
-        if code := _EXIT.search(head):
-            status, error = _exit(int(code[1][:9]))
-        running = _RUNNING.search(head) is not None
-    begins = words[:400]
-    if status is None and "rejected by user" in begins:
-        status, refused = "cancelled", True
-    elif status is None and begins.startswith("aborted"):
-        status = "cancelled"
-    elif "command timed out after" in begins and status != "ok":
-        status, error = "timeout", None
-    if status is None and type(success if success is not None else payload.get("success")) is bool:
-        status = "ok" if (success if success is not None else payload["success"]) else "error"
-    return [own_ns, status, error, refused, running, agent, words if content else None]
-
-
-def _object(words: str) -> dict[str, Any]:
-    try:
-        return mapping(orjson.loads(words))
-    except orjson.JSONDecodeError:
-        return {}
-
-
-def _exit(code: int) -> tuple[str, str | None]:
-    if code == 124:
-        return "timeout", None
-    return ("ok", None) if code == 0 else ("error", f"exit_{code}" if 0 < code < 256 else "exit")
-
-
-def _duration(value: object) -> int | None:
-    """Rust's `Duration` as it is, or as text (`1.5s`); or seconds."""
-    if type(value) is dict:
-        seconds, nanoseconds = duration_ns(value.get("secs"), _S), duration_ns(value.get("nanos"), 1)
-        return None if seconds is None else seconds + (nanoseconds or 0)
-    if type(value) is str:
-        found = _DURATION.match(value.strip()[:32])
-        return None if found is None else duration_ns(float(found[1]), _UNITS[found[2]])
-    return duration_ns(value, _S)

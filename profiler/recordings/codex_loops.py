@@ -9,33 +9,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from profiler.recordings.codex_lines import (
+    ABORT,
+    CALL,
+    CONTEXT,
+    DONE,
+    END,
+    ERROR,
+    META,
+    OUTPUT,
+    RETRY,
+    RETURN,
+    SPAWN,
+    START,
+    TOKENS,
+    USER,
+    Line,
+    own_beginning,
+)
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, RESULT_ALONE, UNLINKED, WAITS, mark_late
 from profiler.records import ServerToolCall
 
-META, CONTEXT, START, DONE, ABORT = "meta", "context", "start", "done", "abort"
-USER, OUTPUT, CALL, RETURN, END = "user", "output", "call", "return", "end"
-TOKENS, SPAWN, ERROR, RETRY = "tokens", "spawn", "error", "retry"
-
 REPLAYED = "lines of its parent's history, with which the file of a sub-agent or a fork begins"
 NO_REPLY = "turns in which no model was asked (settings, compaction)"
 NO_ITEMS = "counts of tokens without a reply (a summary was made)"
-
-_S = 1_000_000_000
-_BURST_NS = _S
-"""A history is written into a new file within this of its beginning."""
-
-
-class Line(NamedTuple):
-    """What a line tells. `number` is its place in its file; `body` is of the kind (`codex`)."""
-
-    at_ns: int
-    number: int
-    kind: str
-    body: list[Any]
+END_ALONE = "ends of what no call of the model's ran (a person typed it, or it ran inside a call)"
+ROUNDED = "durations below 1 s that Codex rounded to tenths of a second"
+"""A note (`Skipped.kept`)."""
 
 
 @dataclass(slots=True)
@@ -65,7 +69,7 @@ def loops_of(
         yield from thread.done
     for reason, number in counts.items():
         if number:
-            yield Skipped(reason, number, kept=reason in (NO_VERDICT, UNLINKED))
+            yield Skipped(reason, number, kept=reason in (NO_VERDICT, UNLINKED, ROUNDED))
 
 
 def _link(thread: _Thread, parent: _Thread | None) -> bool:
@@ -130,6 +134,7 @@ class _Thread:
         self._early: dict[str, Line] = {}  # results of calls that were not asked for yet
         self._input_ns: int | None = None
         self._total: list[int | None] | None = None
+        self._recorded = False  # of this turn there is a record of each reply's tokens: counts only repeat it
         self._turns_told = self._users_told = False
         self._resends = 0
 
@@ -178,14 +183,14 @@ class _Thread:
         if not metas:
             return list(lines)
         own = metas[0]
-        thread, provider, self.sub_agent, self.parent, self._role, forked, names, self.began_ns = own.body
+        thread, provider, self.sub_agent, self.parent, self._role, history, names, self.began_ns = own.body
         self.id = thread or self.id
         self.names = set(names)
         self._provider = provider or self._provider
         others = any(line.body[0] != own.body[0] for line in metas)
-        if not (self.sub_agent or forked or others):
+        if history is None or not (history or others):
             return list(lines)
-        begins = _own_beginning(lines, own)
+        begins = own_beginning(lines, own)
         replayed = [line for line in lines if begins is None or line.number < begins.number]
         for line in replayed:
             if line.kind == TOKENS:
@@ -200,8 +205,11 @@ class _Thread:
         """Of each line, whether a changed count of tokens follows it in its turn."""
         changed = []
         total = self._total
+        recorded = False
         for line in lines:
-            changed.append(line.kind == TOKENS and line.body[0] != total)
+            record = line.kind == TOKENS and bool(line.body[2])
+            recorded = record or (recorded and line.kind != START)
+            changed.append(line.kind == TOKENS and (record or (not recorded and line.body[0] != total)))
             if line.kind == TOKENS:
                 total = line.body[0]
         result = [False] * len(lines)
@@ -224,6 +232,7 @@ class _Thread:
         )
         self._made += 1
         self._input_ns = at_ns
+        self._recorded = False
         self._turn = _Turn(draft, started)
         return self._turn
 
@@ -279,9 +288,11 @@ class _Thread:
         if name in AGENT_TOOLS:
             self.spawns[call.id] = _Spawn(call)
 
-    def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None]) -> None:
+    def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None], reply: str) -> None:
+        """`reply`: whose tokens they are; empty where a count tells, which may be shown again and again."""
         before, self._total = self._total, total
-        if total == before:
+        self._recorded = self._recorded or bool(reply)
+        if not reply and (self._recorded or total == before):
             return  # the same number shown once more
         turn = self._turn
         if turn is None or turn.open is None:
@@ -292,9 +303,12 @@ class _Thread:
         if all(number is None for number in last):
             last = [
                 None if now is None else max(0, now - (then or 0))
-                for now, then in zip(total, before or [None] * 5, strict=True)
+                for now, then in zip(total, before or [None] * len(total), strict=True)
             ]
-        model.input_tokens, model.cached_tokens, model.output_tokens, model.reasoning_tokens, _ = last
+        model.input_tokens, model.cached_tokens, model.output_tokens, model.reasoning_tokens = last[:4]
+        model.cache_written_tokens = last[4]
+        if reply.startswith("resp_"):
+            model.request_id = reply
         turn.open = None
 
     def _return(
@@ -302,6 +316,7 @@ class _Thread:
         at_ns: int,
         id_: str,
         own_ns: int | None,
+        rounded: bool,
         status: Any,
         error: str | None,
         refused: bool,
@@ -322,27 +337,44 @@ class _Thread:
             self.spawns.setdefault(call.id, _Spawn(call)).threads.add(agent)
         call.result = words
         call.wait = call.wait or running or bool(agent)
-        if id(call) in round_.exact:
+        exact = id(call) in round_.exact
+        if call.ended_ns is not None and not exact:
+            return
+        if call.own_ns is None:
+            call.own_ns = own_ns
+            self.counts[ROUNDED] += rounded
+        if exact:
             if status is not None and call.status == "ok":
                 call.status, call.error_type = status, error
             return
-        if call.ended_ns is not None:
-            return
         call.ended_ns, call.refused = at_ns, refused
-        call.own_ns = own_ns if call.own_ns is None else call.own_ns
         if status is not None:
             call.status, call.error_type = status, error
         else:
             self.counts[NO_VERDICT] += not running
 
-    def _end(self, at_ns: int, id_: str, own_ns: int | None, status: Any, error: str | None) -> None:
+    def _end(
+        self,
+        at_ns: int,
+        id_: str,
+        own_ns: int | None,
+        status: Any,
+        error: str | None,
+        began_ns: int | None,
+        ended_ns: int | None,
+    ) -> None:
+        """The end of a call. It began when it was seen to, unless its own duration says that it was only waiting
+        then, for an approval."""
         known = self._calls.get(id_)
         if known is None:
+            self.counts[END_ALONE] += 1
             return
         round_, call = known
         if call.ended_ns is not None:
             return  # it came back before: this is the end of what it left running
-        call.ended_ns, call.own_ns = at_ns, own_ns
+        call.ended_ns, call.own_ns = ended_ns or at_ns, own_ns
+        if own_ns is None and began_ns is not None and began_ns < call.ended_ns:
+            call.started_ns = began_ns
         if status is not None:
             call.status, call.error_type = status, error
         round_.exact.add(id(call))
@@ -368,8 +400,10 @@ class _Thread:
         if kind == ABORT:
             turn.draft.status = "cancelled"
         else:
-            _, first_ns, words = body
+            _, first_ns, words, failed = body
             turn.draft.text = words
+            if failed is not None and turn.error is None:
+                turn.error, turn.failed_ns = failed, at_ns
             if first_ns is not None and turn.started and turn.rounds and turn.draft.started_ns is not None:
                 model = turn.rounds[0].draft.model
                 model.first_token_ns = turn.draft.started_ns + first_ns
@@ -410,38 +444,3 @@ class _Thread:
                 if call.ended_ns is None:
                     call.status = "cancelled"
         self.done.append(draft)
-
-
-def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:
-    """The line with which a thread's own first turn begins; None: it never came to one.
-
-    It is the last turn that began before anything took time. Where ids are UUIDs of version 7, which say when
-    they were made, it is no older than the thread: a thread that was cut off has turns of its parent's alone.
-    """
-    ordered = sorted(lines, key=lambda line: line.number)
-    began_ns = meta.body[-1]
-    starts = [line for line in ordered if line.kind == START]
-    found: Line | None = None
-    for line in ordered:
-        if line.kind == START or (not starts and line.kind == USER):
-            found = line
-        if line.at_ns > began_ns + _BURST_NS:
-            found = found or line
-            break
-    made_ns = _made_ns(meta.body[0])
-    if found is None or made_ns is None or abs(made_ns - began_ns) > _BURST_NS:
-        return found
-    turn_ns = _made_ns(found.body[0]) if found.kind == START else None
-    if turn_ns is None or turn_ns >= made_ns:
-        return found
-    return next((line for line in starts if (_made_ns(line.body[0]) or 0) >= made_ns), None)
-
-
-def _made_ns(id_: str) -> int | None:
-    digits = id_.replace("-", "")
-    if len(digits) != 32 or digits[12] != "7":
-        return None
-    try:
-        return int(digits[:12], 16) * 1_000_000
-    except ValueError:
-        return None

@@ -183,7 +183,7 @@ class _Maker:
     def loop(self, loop: LoopDraft) -> LoopRecord:
         derived = tuple(name for name in ("started_ns", "ended_ns") if getattr(loop, name) is None)
         seen = sorted(time for round_ in loop.rounds for time in _times(round_))
-        first, last = (seen[0], seen[-1]) if seen else (loop.started_ns or 0, loop.ended_ns or 0)
+        first, last = (seen[0], seen[-1]) if seen else (loop.started_ns or 0, loop.started_ns or 0)
         started_ns = first if loop.started_ns is None else min(loop.started_ns, first)
         # Tools that were started and not waited for may outlive their loop: its end stays what it was.
         ended_ns = last if loop.ended_ns is None else loop.ended_ns

@@ -152,6 +152,10 @@ def langfuse_tokens(details: object) -> Tokens:
         for key, count in counts.items()
         if key.startswith(("input", "cache", "prompt_tokens_details")) and key not in named
     }
+    # What openinference's instrumentations add is a part of input and output.
+    parts = {
+        key: count for key, count in counts.items() if key.startswith(("prompt_details.", "completion_det"))
+    }
     outputs = {
         key: count for key, count in counts.items() if key.startswith("output_") and key != "output_tokens"
     }
@@ -163,11 +167,11 @@ def langfuse_tokens(details: object) -> Tokens:
         output = (output or 0) + sum(outputs.values())
     read = [
         count
-        for key, count in caches.items()
+        for key, count in (caches | parts).items()
         if "creation" not in key and "write" not in key and "cache" in key
     ]
-    wrote = [count for key, count in caches.items() if "creation" in key or "write" in key]
-    reasoned = [count for key, count in outputs.items() if "reasoning" in key]
+    wrote = [count for key, count in (caches | parts).items() if "creation" in key or "write" in key]
+    reasoned = [count for key, count in (outputs | parts).items() if "reasoning" in key]
     return Tokens(
         given,
         output,

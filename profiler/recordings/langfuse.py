@@ -42,6 +42,7 @@ _APART = frozenset(("EVENT", "SCORE", "GUARDRAIL", "EVALUATOR", "EMBEDDING"))
 _TYPES = "|".join((*_KINDS, *_MAYBE_TOOLS, *_APART))
 _TYPED = re.compile(rb'"type"\s*:\s*"(?:' + _TYPES.encode() + rb')"')
 _ERROR = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w{0,60}(?:Error|Exception|Timeout|Exceeded|Cancelled))\b")
+_SPAN_NAME = re.compile(r"^(?:execute_tool |running tool:? )")
 _LARGEST_FIELD = 64 * 2**20
 
 
@@ -88,7 +89,7 @@ class Langfuse:
         named = {span.id: names for span, (_, names, *_) in zip(spans, kept, strict=True)}
         if apart:
             yield Skipped(APART, len(apart))
-        spans = [span for span in spans if (span.trace, span.id) not in apart]
+        spans = _with_roots([span for span in spans if (span.trace, span.id) not in apart])
         models = [(span, named[span.id]) for span in spans if span.kind == "model"]
         yield from loops_of(
             [
@@ -100,6 +101,21 @@ class Langfuse:
             self.name,
             content,
         )
+
+
+def _with_roots(spans: list[Span]) -> list[Span]:
+    """The spans; one that all of its trace lie in is their root, though it names a parent that is not here:
+    a program's that called the agent, and that does not send its spans to Langfuse."""
+    by_trace: dict[str, list[Span]] = {}
+    for span in spans:
+        by_trace.setdefault(span.trace, []).append(span)
+    roots: set[tuple[str, str]] = set()
+    for trace, found in by_trace.items():
+        ids = {one.id for one in found}
+        tops = [one for one in found if one.parent not in ids]
+        if len(tops) == 1 and tops[0].kind in ("agent", "other"):
+            roots.add((trace, tops[0].id))
+    return [replace(one, parent="") if (one.trace, one.id) in roots else one for one in spans]
 
 
 def _is_json(beginning: bytes) -> bool:
@@ -169,7 +185,15 @@ def _csv(stream: BinaryIO, name: str) -> Iterator[tuple[dict[str, Any] | Skipped
             continue
         if row is None:
             return
-        yield {key: value for key, value in row.items() if isinstance(key, str) and value}, where
+        yield {key: _cell(value) for key, value in row.items() if isinstance(key, str) and value}, where
+
+
+def _cell(value: object) -> object:
+    """A cell. Times may be JSON there: text within quotation marks of its own."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
+        inner = parsed(value)
+        return inner if isinstance(inner, str) else value
+    return value
 
 
 def _item(row: Mapping[str, Any], content: bool) -> Item | str:
@@ -194,6 +218,11 @@ def _item(row: Mapping[str, Any], content: bool) -> Item | str:
     status, error = _status(row)
     agent = text(row.get("agent_name"))
     name = text(row.get("name"))
+    tool, call = _tool(row)
+    if tool and call and kind in _MAYBE_TOOLS:
+        kind = "TOOL"
+    if kind == "TOOL":
+        name = tool or _SPAN_NAME.sub("", name) or "tool"
     span_kind = _KINDS.get(kind, "other")
     if span_kind == "agent":
         agent = name
@@ -210,6 +239,7 @@ def _item(row: Mapping[str, Any], content: bool) -> Item | str:
         "status": status,
         "error_type": error,
         "agent": agent,
+        "call_id": call if kind == "TOOL" else "",
         "conversation": text(_of(row, "session_id", "sessionId")),
         "resolution_ns": _US_NS if _digits(began) > 3 else _MS_NS,
     }
@@ -224,6 +254,18 @@ def _item(row: Mapping[str, Any], content: bool) -> Item | str:
         common |= {"arguments": told, "result": said, "prompt": told, "text": said}
     version = time_ns(_of(row, "updated_at", "updatedAt")) or 0
     return Item(trace, started_ns, [kind, names, offered, packed(Span(**common))], id_, version)
+
+
+def _tool(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the tool and the id of the call, where the span that was sent said so."""
+    metadata = row.get("metadata")
+    if isinstance(metadata, str):
+        metadata = parsed(metadata) if "gen_ai.tool.name" in metadata else None
+    attributes = mapping(metadata).get("attributes")
+    if isinstance(attributes, str):
+        attributes = parsed(attributes) if "gen_ai.tool.name" in attributes else None
+    told = mapping(attributes)
+    return text(told.get("gen_ai.tool.name")), text(told.get("gen_ai.tool.call.id"))
 
 
 def _request(row: Mapping[str, Any], started_ns: int, ended_ns: int | None) -> dict[str, Any]:

@@ -57,12 +57,11 @@ class OpenAIAgents:
                 yield one
                 continue
             where = f"{source.name}:{one.line}"
-            rows = one.data.get("data") if isinstance(one.data, dict) and "object" not in one.data else None
-            for row in rows if isinstance(rows, list) else [one.data]:
+            for row in _rows(one.data):
                 kind = row.get("object") if isinstance(row, dict) else None
                 if kind == "trace":
                     read += 1
-                elif kind == "trace.span":
+                elif isinstance(row, dict) and kind == "trace.span":
                     read += 1
                     span = span_of(row, content)
                     yield (
@@ -78,6 +77,19 @@ class OpenAIAgents:
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         spans = [unpacked(item.data) for item in items]  # type: ignore[arg-type]
         yield from loops_of(_handed_over(spans), self.name, content)
+
+
+def _rows(value: object) -> list[object]:
+    """The traces and spans in a value: itself, the batch that is sent, or a trace with its spans in it."""
+    if not isinstance(value, dict):
+        return [value]
+    batch, spans = value.get("data"), value.get("spans")
+    if "object" not in value and isinstance(batch, list):
+        return batch
+    if value.get("object") != "trace.span" and isinstance(spans, list):
+        inner = value.get("trace", value)
+        return [inner, *spans] if isinstance(inner, dict) and inner.get("object") == "trace" else spans
+    return [value]
 
 
 def span_of(row: Mapping[str, Any], content: bool = False) -> Span | None:

@@ -23,6 +23,9 @@ _BEGINNINGS = (
 )
 
 _KEYS = re.compile(rb'"((?:[^"\\]|\\.){1,40})"\s*:')
+_EXEC = re.compile(
+    rb'\{"type":\s*"thread\.started"|"msg":\s*\{"type":\s*"(?:task_started|agent_|exec_command_)'
+)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,30}")
 
 # Which keys in the beginning tell what it is, the most particular first.
@@ -36,6 +39,14 @@ _BY_KEYS: tuple[tuple[frozenset[str], str], ...] = (
         "the run.json of a run directory of this package: `profiler report` reads the directory",
     ),
     (frozenset({"figures", "schema"}), "a summary of this package: `profiler report` reads its directory"),
+    (
+        frozenset({"body", "timestamp", "traceId"}),
+        "what is sent to Langfuse: import what it exports instead (observations, as JSON lines)",
+    ),
+    (
+        frozenset({"id", "timestamp", "instructions"}),
+        "a session of Codex from before October 2025: its lines have no times, so no durations follow",
+    ),
     (frozenset({"traceEvents"}), "a Chrome or Perfetto trace, which does not say what a model or a tool is"),
     (frozenset({"traceID", "spans", "processes"}), "Jaeger's JSON: export OTLP JSON instead"),
     (frozenset({"traceId", "localEndpoint"}), "Zipkin's JSON: export OTLP JSON instead"),
@@ -92,10 +103,15 @@ def what_it_is(beginning: bytes) -> str:
     except UnicodeDecodeError as error:
         if error.end < len(text) - 3:
             return "neither text in UTF-8 nor packed"
-    return "text that is neither JSON nor a CSV file of Langfuse's"
+    return "text that is neither JSON nor a CSV file of Langfuse's observations"
 
 
 def _json(text: bytes) -> str:
+    if _EXEC.search(text):
+        return (
+            "what `codex exec --json` prints, which has no times: import the session's file instead "
+            "(rollout-*.jsonl below ~/.codex/sessions)"
+        )
     found = dict.fromkeys(key.decode("utf-8", "replace") for key in _KEYS.findall(text))
     for keys, said in _BY_KEYS:
         if keys <= found.keys():

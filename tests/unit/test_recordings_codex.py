@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.recordings.codex import Codex
-from profiler.recordings.codex_loops import NO_ITEMS, NO_REPLY, REPLAYED
+from profiler.recordings.codex_loops import END_ALONE, NO_ITEMS, NO_REPLY, REPLAYED, ROUNDED
 from profiler.recordings.formats import Item, Source
 from profiler.recordings.reading import TORN
 from profiler.recordings.sessions import NO_VERDICT, UNLINKED
@@ -40,9 +40,8 @@ class Rollout:
     def __init__(self, thread=THREAD, **meta):
         self.rows = []
         self._total = 0
-        self.line(
-            0, "session_meta", id=thread, timestamp=at(0), model_provider="openai", source="cli", **meta
-        )
+        meta = {"source": "cli"} | meta
+        self.line(0, "session_meta", id=thread, timestamp=at(0), model_provider="openai", **meta)
 
     def line(self, ms, kind, /, **payload):
         self.rows.append({"timestamp": at(ms), "type": kind, "payload": payload})
@@ -85,6 +84,17 @@ class Rollout:
             "last_token_usage": usage,
         }
         return self.event(ms, "token_count", info=info, rate_limits=None)
+
+    def record(self, ms, used=100, reply="resp_1"):
+        """The tokens of one reply, as newer versions write them before they show the count."""
+        usage = {"input_tokens": used, "cached_input_tokens": 60, "output_tokens": 7}
+        usage |= {"cache_write_input_tokens": 20, "reasoning_output_tokens": 3}
+        return self.line(ms, "token_usage_record", turn_id="t1", response_id=reply, usage=usage)
+
+    def item_done(self, ms, kind, id_, began=None, ended=None, **more):
+        times = {"started_at_ms": began, "completed_at_ms": ended}
+        times = {name: ZERO_NS // MS + time for name, time in times.items() if time is not None}
+        return self.event(ms, "item_completed", turn_id="t1", item={"type": kind, "id": id_, **more}, **times)
 
     def end(self, ms, turn="t1", **more):
         return self.event(ms, "task_complete", turn_id=turn, last_agent_message="so", **more)
@@ -227,6 +237,15 @@ def test_the_end_of_what_was_left_running_is_not_the_end_of_the_call():
         ("Exit code: 0\nWall time: 1.2 seconds\nOutput:\nWall time: 99 seconds", "ok", None, 1200),
         ("the file says\nWall time: 99 seconds", "ok", None, None),
         ('{"output":"x","metadata":{"exit_code":1,"duration_seconds":0.1}}', "error", "exit_1", 100),
+        ('{"output":"x","metadata":{"exit_code":0,"duration_seconds":0.0}}', "ok", None, None),
+        ("Exit code: 0\nWall time: 0 seconds\nOutput:\nDone", "ok", None, None),
+        ("Script completed\nWall time 2.5 seconds\nOutput:\n", "ok", None, 2500),
+        (
+            [{"type": "input_text", "text": "Script failed\nWall time 0.2 seconds\nOutput:\n"}],
+            "error",
+            None,
+            200,
+        ),
         ({"content": "no", "success": False}, "error", None, None),
         ({"content": "yes", "success": True}, "ok", None, None),
         ("aborted by user after 2.0s", "cancelled", None, None),
@@ -250,6 +269,149 @@ def test_what_an_output_says(output, status, error, own_ms):
     (call,) = loop.tool_calls
     assert (call.status, call.error_type) == (status, error)
     assert ms(call.latency_ns) == [own_ms]
+
+
+@pytest.mark.parametrize(
+    ("output", "notes"),
+    [
+        ("Exit code: 0\nWall time: 0.2 seconds\nOutput:\n", {ROUNDED: 1}),
+        ("Exit code: 0\nWall time: 1.2 seconds\nOutput:\n", {}),
+        (wall(0.2), {}),
+    ],
+)
+def test_durations_that_were_rounded_to_tenths_are_said(output, notes):
+    run = Rollout().start(0).call(1000, "c1").tokens(1100).back(3000, "c1", output)
+    found, _ = of(run.say(4000).tokens(4100).end(4200))
+    assert found.notes == notes
+
+
+def test_a_script_that_goes_on_is_a_wait():
+    run = Rollout().start(0).item(1000, "custom_tool_call", name="exec", call_id="c1", input="x").tokens(1100)
+    going = "Script running with cell ID 4\nWall time 10.0 seconds\nOutput:\n"
+    run.item(11_100, "custom_tool_call_output", call_id="c1", output=going).call(12_000, "c2", "wait")
+    run.tokens(12_100).back(14_000, "c2", "Script completed\nWall time 1.9 seconds\nOutput:\n")
+    found, (loop,) = of(run.say(15_000).tokens(15_100).end(15_200))
+    assert [(call.wait, call.status) for call in loop.tool_calls] == [(True, "ok"), (True, "ok")]
+    assert found.notes == {}
+
+
+def test_a_record_of_a_replys_tokens_and_the_count_after_it_are_one():
+    run = Rollout().start(0).call(1000, "c1").record(1100, 100, "resp_a").tokens(1101, 100)
+    run.tokens(1102, again=True).back(2000, "c1", wall(0.5)).say(3000).record(3100, 150, "resp_b")
+    found, (loop,) = of(run.tokens(3101, 777).end(3200))
+    assert [one.model.input_tokens for one in loop.rounds] == [100, 150]
+    assert [one.model.request_id for one in loop.rounds] == ["resp_a", "resp_b"]
+    assert [one.model.cache_written_tokens for one in loop.rounds] == [20, 20]
+    assert found.skipped == {}
+
+
+def test_turns_after_records_may_have_counts_alone():
+    run = Rollout().start(0).say(1000).record(1100).tokens(1101).end(1200)
+    run.start(5000, "t2").say(6000).tokens(6100, 150).end(6200, "t2")
+    _, loops = of(run)
+    assert [one.rounds[0].model.input_tokens for one in loops] == [100, 150]
+
+
+def test_newer_versions_say_the_ends_of_calls_as_items():
+    run = Rollout().start(0)
+    for id_, name in (
+        ("c1", "exec_command"),
+        ("c2", "mcp__a__b"),
+        ("c3", "apply_patch"),
+        ("c4", "exec_command"),
+    ):
+        run.call(1000, id_, name)
+    run.record(1100)
+    run.item_done(2000, "CommandExecution", "c1", exit_code=3, duration={"secs": 0, "nanos": 500_000_000})
+    run.item_done(2500, "McpToolCall", "c2", status="failed", error={"message": "no"}, duration="1s")
+    run.item_done(2600, "FileChange", "c3", status="completed")
+    run.item_done(2700, "CommandExecution", "c4", status="declined")
+    run.item_done(2800, "CommandExecution", "typed", source="user_shell", exit_code=0)
+    for id_ in ("c1", "c2", "c3", "c4"):
+        run.back(3000, id_, "x")
+    found, (loop,) = of(run.say(4000).record(4100).end(4200))
+    assert [(call.status, *ms(call.ended_ns, call.latency_ns)) for call in loop.tool_calls] == [
+        ("error", 2000, 500),
+        ("error", 2500, 1000),
+        ("ok", 2600, None),
+        ("cancelled", 2700, None),
+    ]
+    assert found.skipped[END_ALONE] == 1
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "more", "times", "derived"),
+    [
+        (1500, 2990, {}, [1500, 2990, 1490], False),
+        (1500, 2990, {"duration": {"secs": 1, "nanos": 0}}, [1990, 2990, 1000], True),
+        (2990, 2990, {}, [1000, 2990, None], True),  # nobody saw it begin
+        (None, None, {}, [1000, 3000, None], True),
+    ],
+)
+def test_items_may_say_when_calls_began(began, ended, more, times, derived):
+    run = Rollout().start(0).call(1000, "c1").record(1100)
+    run.item_done(3000, "CommandExecution", "c1", began, ended, exit_code=0, **more).back(3001, "c1", "x")
+    _, (loop,) = of(run.say(4000).record(4100).end(4200))
+    (call,) = loop.tool_calls
+    assert ms(call.started_ns, call.ended_ns, call.latency_ns) == times
+    assert ("started_ns" in call.derived) == derived
+
+
+def test_counts_without_sums_are_of_one_request_each():
+    run = (
+        Rollout().start(0).call(1000, "c1").tokens(1100).tokens(1200, again=True).back(2000, "c1", wall(0.5))
+    )
+    run.say(3000).tokens(3100, 150).end(3200)
+    for row in run.rows:
+        row["payload"].get("info", {}).pop("total_token_usage", None)
+    found, (loop,) = of(run)
+    assert [one.model.input_tokens for one in loop.rounds] == [100, 150]
+    assert found.skipped == {}
+
+
+def test_a_prompt_may_be_an_item():
+    run = Rollout().event(0, "task_started", turn_id="t1")
+    run.item_done(200, "UserMessage", "u1", content=[{"type": "text", "text": "go on"}])
+    _, (loop,) = of(run.say(1000).record(1100).end(1200), content=True)
+    assert (loop.prompt, *ms(loop.rounds[0].model.started_ns)) == ("go on", 200)
+
+
+def test_a_turn_that_ended_with_an_error_failed():
+    run = two_rounds().event(9000, "task_started", turn_id="t2").user(9001)
+    error = {"message": "SECRET", "codex_error_info": "usage_limit_exceeded"}
+    _, (_, loop) = of(run.end(9500, "t2", error=error))
+    assert (loop.status, loop.error_type, len(loop.rounds)) == ("error", "usage_limit_exceeded", 1)
+    assert "SECRET" not in repr(loop)
+
+
+def test_calls_without_an_id_ran_on_the_models_server():
+    run = Rollout().start(0).item(1000, "image_generation_call", id="ig_1", status="completed")
+    run.item(1100, "tool_search_call", id="ts_1", execution="server").say(1200).tokens(1300).end(1400)
+    _, (loop,) = of(run)
+    assert list(loop.tool_calls) == []
+    assert [one.name for one in loop.rounds[0].model.server_tools] == ["image_generation", "tool_search"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {
+            "subagent_history_start_ordinal": 7,
+            "source": {"subagent": {"thread_spawn": {"parent_thread_id": "p"}}},
+        },
+        {"history_base": {"thread_id": "p", "end_ordinal_exclusive": 7}, "forked_from_id": "p"},
+    ],
+)
+def test_ordinals_tell_what_is_a_copy(told):
+    run = Rollout(CHILD, **told)
+    run.start(10, "old").say(20, "old").tokens(30).event(900_000, "task_started", turn_id="t1")
+    run.say(901_000).tokens(901_100, 150).end(901_200)
+    for ordinal, row in enumerate(run.rows):
+        row["ordinal"] = ordinal
+    found, (loop,) = of(run)
+    assert ms(loop.started_ns, loop.ended_ns) == [900_000, 901_200]
+    assert [one.model.input_tokens for one in loop.rounds] == [150]
+    assert found.skipped[REPLAYED] == 6
 
 
 def test_calls_that_say_nothing_of_how_they_went_are_counted():

@@ -84,6 +84,12 @@ def test_times_of_the_loop_are_those_of_its_parts_where_nothing_says_more():
     assert (record.source, record.strategy, record.provider) == ("test", "recorded", "openai")
 
 
+def test_a_loop_of_which_its_start_is_all_that_is_known_ends_then_and_no_clock_was_set_back():
+    tally = Tally()
+    record = record_of(LoopDraft("l", "test", started_ns=1000 * MS), tally)
+    assert (record.started_ns, record.ended_ns, tally) == (1000 * MS, 1000 * MS, Tally())
+
+
 def test_an_own_duration_that_ended_before_it_was_asked_for_is_counted():
     call, tally = only_call(CallDraft("f", "c", asked_ns=1600 * MS, ended_ns=1550 * MS, own_ns=20 * MS))
     assert (call.started_ns, call.duration_ns) == (600 * MS, 0)

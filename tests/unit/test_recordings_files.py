@@ -195,6 +195,19 @@ RECORD = {"id": "l", "strategy": "gathered", "provider": "openai", "started_ns":
         (b'{"session_id":"s","turns":[],"spawns":["t"]}', "an AIPerf conversation"),
         (b'{"load_summary": {}, "successes": {}, "failures": {}}', "a report of inference-perf"),
         (b'{"resourceMetrics": []}', "OTLP metrics"),
+        (
+            b'{"batch":[{"type":"span-create","timestamp":"x","body":{"id":"s","traceId":"t"}}]}',
+            "what is sent to Langfuse: import what it exports",
+        ),
+        (
+            b'{"type":"thread.started","thread_id":"t"}\n{"type":"turn.started"}',
+            "what `codex exec --json` prints",
+        ),
+        (b'{"id":"0","msg":{"type":"task_started"}}', "what `codex exec --json` prints"),
+        (
+            b'{"id":"a","timestamp":"2025-08-01T00:00:00Z","instructions":null}\n{"record_type":"state"}',
+            "a session of Codex from before October 2025",
+        ),
         (b'{"a": 1, "hi there": 2, "b.c": [3]}', "JSON of no known recording, with the keys a, b.c"),
         (b"[1, 2]", "JSON of no recording"),
         (b"[" * 10_000, "JSON of no recording"),

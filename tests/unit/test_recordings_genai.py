@@ -217,6 +217,16 @@ def test_tokens_of_a_root_are_not_a_request_s():
         ({"input": 10, "input_cached_tokens": 5, "output": 3, "total": 13}, (10, 3, 5, None, None)),
         ({"prompt_tokens": 10, "completion_tokens": 3}, (10, 3, None, None, None)),
         ("nonsense", (None,) * 5),
+        (
+            {
+                "input": 90,
+                "output": 30,
+                "total": 120,
+                "prompt_details.cache_read": 50,
+                "completion_details.reasoning": 20,
+            },
+            (90, 30, 50, None, 20),
+        ),
     ],
 )
 def test_langfuse_s_buckets_exclude_each_other(details: Any, expected: tuple[int | None, ...]):

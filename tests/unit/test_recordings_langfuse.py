@@ -364,3 +364,53 @@ def test_a_timeout_is_an_error_by_its_name():
     _, (loop,) = of(jsonl(rows))
     (call,) = loop.rounds[0].tool_calls
     assert (call.status, call.error_type) == ("error", "TimeoutError")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_was_sent_tells_the_names_of_tools_and_the_ids_of_calls(packed):
+    """Some programs' tools are spans of no kind, and all are called after the span that was sent."""
+    rows = trace()
+    for one, type_, called in ((rows[2], "TOOL", "execute_tool find"), (rows[3], "SPAN", "tool.look")):
+        attributes = {"gen_ai.tool.name": called[-4:], "gen_ai.tool.call.id": f"call_{called[-4:]}"}
+        told = {"attributes": json.dumps(attributes) if packed else attributes}
+        one |= {"type": type_, "name": called, "metadata": json.dumps(told) if packed else told}
+    _, (loop,) = of(rows)
+    assert [(call.id, call.name) for call in loop.tool_calls] == [
+        ("call_find", "find"),
+        ("call_look", "look"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("execute_tool find", "find"),
+        ("running tool: find", "find"),
+        ("running tool", "running tool"),
+        ("", "tool"),
+    ],
+)
+def test_the_name_of_a_tool_is_not_that_of_its_span(called, name):
+    rows = trace()
+    rows[2]["name"] = called
+    _, (loop,) = of(rows)
+    assert next(iter(loop.tool_calls)).name == name
+
+
+def test_one_whose_parent_was_never_sent_is_the_root_when_all_others_lie_below_it():
+    rows = [one | {"type": "SPAN"} if one["id"] == "root" else one for one in trace()]
+    rows[0]["parent_observation_id"] = "the caller's, which does not send its spans"
+    _, (loop,) = of(rows)
+    assert (loop.status, *ms(loop.started_ns, loop.ended_ns)) == ("ok", 0, 5000)
+
+
+def test_of_a_trace_of_which_more_is_missing_nobody_knows_the_end():
+    rows = [one | {"parent_observation_id": f"lost {one['id']}"} for one in trace()[1:]]
+    _, (loop,) = of(rows)
+    assert loop.status == "cancelled"
+
+
+def test_times_of_a_csv_file_may_be_json():
+    rows = [one | {key: json.dumps(one[key]) for key in ("start_time", "end_time")} for one in trace()]
+    _, (loop,) = of(as_csv(rows))
+    assert ms(loop.started_ns, loop.ended_ns) == [0, 5000]

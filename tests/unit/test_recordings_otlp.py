@@ -499,6 +499,8 @@ AGENTS = [
         "".join(json.dumps(one) + "\n" for one in [{"object": "trace", "id": "trace_x"}, *AGENTS]),
         json.dumps(AGENTS),
         json.dumps({"data": AGENTS}),
+        json.dumps([{"object": "trace", "id": "trace_x", "spans": AGENTS}]),
+        json.dumps({"trace": {"object": "trace", "id": "trace_x"}, "spans": AGENTS}, indent=1),
         pretty(AGENTS),
     ],
 )
