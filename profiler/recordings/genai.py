@@ -1,8 +1,9 @@
 """OpenTelemetry's spans of agents, in any convention or dialect, as `Span`.
 
 Known: the GenAI conventions from their first to the new repository's; pydantic-ai and logfire; openinference;
-openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients. They are told by
-their attributes: the version of a schema is hardly ever given, and one span often follows several at once.
+openllmetry (traceloop); Anthropic's SDK; Langfuse's SDK; Vercel's AI SDK; HTTP clients; the programs of
+`genai_dialects`. They are told by their attributes: the version of a schema is hardly ever given, and one
+span often follows several at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from profiler.recordings.genai_dialects import KEYS as KEYS_OF_DIALECTS
+from profiler.recordings.genai_dialects import RUN, WAIT, translated
 from profiler.recordings.genai_replies import (
     KEYS,
     calls_of,
@@ -53,10 +56,24 @@ _OPERATIONS: dict[str, Kind] = {
     "generate_content": "model",
     "text_completion": "model",
     "completion": "model",
+    "acompletion": "model",
+    "responses": "model",
+    "aresponses": "model",
+    "anthropic_messages": "model",
+    "chat.completions": "model",
+    "chat.streaming_completions": "model",
+    "text.completions": "model",
+    "text.streaming_completions": "model",
+    "llm_call": "model",
     "execute_tool": "tool",
+    "tool_call": "tool",
     "invoke_agent": "agent",
     "invoke_workflow": "agent",
+    "agent_call": "agent",
+    RUN: "run",
+    WAIT: "wait",
 }
+"""The conventions', and what LiteLLM, Semantic Kernel, Gemini CLI and `genai_dialects` call the same."""
 _OPENINFERENCE: dict[str, Kind] = {
     "LLM": "model",
     "TOOL": "tool",
@@ -124,6 +141,7 @@ _MODELS = (
 _PROVIDERS = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system", "ai.model.provider")
 _REQUEST_IDS = ("gen_ai.response.id", "ai.response.id", "llm.response.id")
 _STREAMED = ("gen_ai.request.stream", "llm.is_streaming", "gen_ai.is_streaming")
+_TRUE = (True, "true", "True")
 _HTTP_STATUS = ("http.response.status_code", "http.status_code")
 _HTTP_METHOD = ("http.request.method", "http.method")
 _ARGUMENTS = (
@@ -193,6 +211,7 @@ _TELLING = frozenset(
         *_HTTP_METHOD,
     }
     | KEYS
+    | KEYS_OF_DIALECTS
 )
 _PREFIXES = ("llm.output_messages.", "gen_ai.completion.")
 _SUFFIXES = ("tool_call.id", "function.name", ".id", ".name", "finish_reason")
@@ -220,7 +239,9 @@ def origin_of(resource: Mapping[str, Any]) -> tuple[str, str]:
 
 def span_of(raw: Raw, content: bool = False) -> Span:
     """The span; of kind "other" where it is neither an agent's, a model's, a tool's nor an HTTP client's."""
-    attributes = raw.attributes
+    attributes = translated(raw.name, raw.attributes)
+    if attributes is not raw.attributes:
+        raw = raw._replace(attributes=attributes)
     if attributes.get("logfire.span_type") == "pending_span":
         return _pending(raw)
     kind = kind_of(raw)
@@ -256,6 +277,8 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         "resolution_ns": raw.resolution_ns,
         "sampled": raw.sampled,
     }
+    if kind in ("run", "wait"):
+        return Span(**common)
     if kind == "http":
         return Span(**common, http_status=_http_status(attributes), resends=_resends(attributes))
     common["conversation"] = _first(attributes, _CONVERSATIONS)
@@ -283,7 +306,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
         request_id=_first(attributes, _REQUEST_IDS) or None,
         finish_reason=finish_reason_of(attributes),
         streamed=first_token_ns is not None
-        or any(attributes.get(key) is True for key in _STREAMED)
+        or any(attributes.get(key) in _TRUE for key in _STREAMED)
         or _text(attributes.get("ai.operationId")).endswith(".doStream"),
         first_token_ns=first_token_ns,
         input_tokens=tokens.input,

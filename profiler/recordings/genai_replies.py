@@ -31,6 +31,7 @@ _INPUT = (
     "llm.usage.prompt_tokens",
     "ai.usage.inputTokens",
     "ai.usage.promptTokens",
+    "gen_ai.response.prompt_tokens",
 )
 _OUTPUT = (
     "gen_ai.usage.output_tokens",
@@ -39,6 +40,7 @@ _OUTPUT = (
     "llm.usage.completion_tokens",
     "ai.usage.outputTokens",
     "ai.usage.completionTokens",
+    "gen_ai.response.completion_tokens",
 )
 _CACHED = (
     "gen_ai.usage.cache_read.input_tokens",
@@ -252,6 +254,13 @@ def calls_of(
         else:
             found[id_] = ""
     if not found:
+        without_ids = [
+            str(attributes[key])
+            for key in sorted(attributes)
+            if key.startswith("gen_ai.completion.") and key.endswith(".function_call.name")
+        ]
+        if without_ids:
+            return tuple(("", name) for name in without_ids)
         for name, _, details in events:
             if name == "gen_ai.choice":
                 for value in details.values():

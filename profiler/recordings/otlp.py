@@ -11,10 +11,11 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai import Event, Raw, origin_of, span_of, wanted
-from profiler.recordings.otlp_json import LATEST_NS, is_trace, raws_of
+from profiler.recordings.otlp_json import is_trace, raws_of
 from profiler.recordings.reading import values
 from profiler.recordings.sampling import share_of
 from profiler.recordings.span import Span, packed, unpacked
+from profiler.recordings.span_values import LATEST_NS
 from profiler.recordings.spans import loops_of
 
 
@@ -112,7 +113,14 @@ _MARKS = (
     rb'"context"\s*:\s*\{[^{}]*"span_id"\s*:',
     rb'"SpanContext"\s*:\s*\{[^{}]*"TraceID"\s*:',
     rb'"batches"\s*:\s*\[\s*\{[^"]*"resource"',
-    rb'"data"\s*:\s*\[\s*\{\s*"traceID"\s*:',
+    rb'"traceID"\s*:\s*"[0-9a-f]{16,32}"',
+    rb'"scope_?[sS]pans"\s*:\s*\[',
+    rb'"_?spanContext"\s*:\s*\{[^{}]*"traceId"\s*:',
+    rb'"start_?[tT]ime"\s*:\s*\[\s*\d{9,10}\s*,',
+    rb'"timestamp"\s*:\s*\d{15,16}(?:\.\d+)?\s*,\s*"duration"\s*:',
+    rb'"start_timestamp"\s*:',
+    rb'"context\.trace_id"\s*:',
+    rb'"mlflow\.',
 )
 _RECOGNISED = re.compile(b"|".join(_MARKS))
 BEGINS = re.compile(rb"^[ \t]*\[?\s*\{", re.MULTILINE)

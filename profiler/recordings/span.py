@@ -6,6 +6,8 @@ format of its own makes them itself). Only these kinds matter:
     agent   an agent, a workflow, a runner: the loop, or a part of it
     model   one request to a model
     tool    one call that a model asked for
+    run     inside a tool span: the tool itself ran; the rest of that span is something else
+    wait    inside a tool span: somebody was asked whether it may run ("cancelled": it may not)
     http    an HTTP request of a client; below a model span, an attempt of it
     apart   a guardrail, an evaluator: it is no part of a loop, nor is anything below it
     other   anything else: it counts only as the parent of others (one that has no GenAI span below it may be
@@ -23,7 +25,7 @@ from typing import Any, Literal
 
 from profiler.records import ToolStatus
 
-Kind = Literal["agent", "model", "tool", "http", "apart", "other"]
+Kind = Literal["agent", "model", "tool", "run", "wait", "http", "apart", "other"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from profiler.recordings.genai_dialects import LITELLM, LITELLM_RAW
 from profiler.recordings.span import Kind, Span, packed
 
 
@@ -166,6 +167,24 @@ def _same(outer: Node, inner: Node) -> bool:
     )
 
 
+def _lent(node: Node) -> bool:
+    """LiteLLM writes of a request on the span that was current, and makes one of its own below."""
+    return node.span.name != LITELLM and any(one.span.name == LITELLM_RAW for one in node.below)
+
+
+def _in_turn(node: Node) -> bool:
+    """Whether several requests below it were answered, one after another: that is more than a retry."""
+    answered, waiting = [], list(node.below)
+    while waiting:
+        one = waiting.pop()
+        if one.kind != "model":
+            waiting += one.below
+        elif one.span.status == "ok" and one.span.ended_ns is not None:
+            answered.append((one.span.started_ns, one.span.ended_ns))
+    answered.sort()
+    return any(before[1] <= after[0] for before, after in pairwise(answered))
+
+
 def _told(span: Span) -> tuple[bool, int, str]:
     """Which of two spans with one id counts: one that ended, the later one."""
     return span.ended_ns is not None, span.ended_ns or 0, repr(packed(span))
@@ -237,12 +256,16 @@ class _Sorter:
                 node.kind = "tool"
 
     def _settle_kinds(self) -> None:
-        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent;
-        what calls itself a tool call, without an id, around calls that have theirs, only holds them."""
+        """What calls itself a model request, and has requests and tools (or an agent) in it, or several
+        requests that were answered one after another, is an agent; so is an application's span on which a
+        request below it was written (`_lent`). What calls itself a tool call, without an id, around calls
+        that have theirs, only holds them."""
         below: dict[int, _Below] = {id(node): _Below() for node in self._nodes}
         for node in reversed(self._nodes):
             here = below[id(node)]
-            if node.kind == "model" and (here.agents or (here.models and here.tools)):
+            if node.kind == "model" and (
+                here.agents or (here.models and (here.tools or _lent(node) or _in_turn(node)))
+            ):
                 node.kind = "agent"
             elif node.kind == "tool" and not node.span.call_id and here.named and not here.models:
                 node.kind = "other"

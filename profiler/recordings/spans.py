@@ -82,9 +82,17 @@ class _Round:
         return self.requests[-1].span.started_ns
 
     @property
+    def _spans(self) -> list[Span]:
+        return [self.requests[-1].span, *(node.span for node in _inner(self.requests[-1]))]
+
+    @property
     def asked(self) -> list[tuple[str, str]]:
-        spans = [self.requests[-1].span, *(node.span for node in _inner(self.requests[-1]))]
-        return list(next((span.calls for span in spans if span.calls), ()))
+        return list(next((span.calls for span in self._spans if span.calls), ()))
+
+    @property
+    def asks(self) -> bool:
+        """Whether its reply says that it asks for calls."""
+        return any(asks(span) for span in self._spans)
 
 
 def _loop(family: Family, source: str, content: bool) -> LoopDraft:
@@ -110,7 +118,7 @@ def _loop(family: Family, source: str, content: bool) -> LoopDraft:
     if root is not None:
         draft.started_ns = root.span.started_ns
         draft.ended_ns = root.span.ended_ns
-    draft.status, draft.error_type = _ending(family, draft)
+    draft.status, draft.error_type = _ending(family, draft, rounds[-1] if rounds else None)
     if draft.status == "cancelled":
         for call in (call for one in draft.rounds for call in one.calls):
             if call.ended_ns is None and call.status == "ok":
@@ -134,7 +142,7 @@ def _name(family: Family) -> str:
     return named[0] if named else ""
 
 
-def _ending(family: Family, draft: LoopDraft) -> tuple[Status, str | None]:
+def _ending(family: Family, draft: LoopDraft, last_round: _Round | None) -> tuple[Status, str | None]:
     last = draft.rounds[-1].model if draft.rounds else None
     if family.root is not None:
         span = family.root.span
@@ -148,7 +156,7 @@ def _ending(family: Family, draft: LoopDraft) -> tuple[Status, str | None]:
         return "cancelled", None
     if last is not None and last.status != "ok":
         return last.status, last.error_type
-    if family.root is None and draft.rounds and (draft.rounds[-1].calls or asks(family.models[-1].span)):
+    if family.root is None and last_round is not None and (last_round.calls or last_round.asks):
         return "cancelled", None  # nobody came back with what was asked for
     return "ok", None
 
@@ -267,13 +275,21 @@ def _round(round_: _Round, clock: str, content: bool) -> RoundDraft:
 
 def _call(node: Node, clock: str, content: bool) -> CallDraft:
     span = node.span
+    runs = [one.span for one in node.below if one.kind == "run"]
+    waits = [one.span for one in node.below if one.kind == "wait"]
+    told = runs[0] if len(runs) == 1 else span
+    refused = not runs and any(one.status == "cancelled" for one in waits)
+    failed = span if span.status != "ok" else told
     return CallDraft(
         name=span.name,
         id=span.call_id or span.id,
-        started_ns=span.started_ns,
-        ended_ns=span.ended_ns,
-        status=span.status,
-        error_type=span.error_type,
+        asked_ns=span.started_ns if runs or waits else None,
+        # With a wait in it, and no word of when the tool itself began, its duration is an upper bound.
+        started_ns=told.started_ns if told is not span or not waits else None,
+        ended_ns=told.ended_ns,
+        status="cancelled" if refused else failed.status,
+        error_type=None if refused else failed.error_type,
+        refused=refused,
         ended_late=bool(clock and span.clock and clock != span.clock),
         arguments=span.arguments if content else None,
         result=span.result if content else None,

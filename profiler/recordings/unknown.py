@@ -48,8 +48,6 @@ _BY_KEYS: tuple[tuple[frozenset[str], str], ...] = (
         "a session of Codex from before October 2025: its lines have no times, so no durations follow",
     ),
     (frozenset({"traceEvents"}), "a Chrome or Perfetto trace, which does not say what a model or a tool is"),
-    (frozenset({"traceID", "spans", "processes"}), "Jaeger's JSON: export OTLP JSON instead"),
-    (frozenset({"traceId", "localEndpoint"}), "Zipkin's JSON: export OTLP JSON instead"),
     (
         frozenset({"requests", "in", "out"}),
         "a Weka trace: it holds model calls and no tool calls, so nothing here can be said of it",
