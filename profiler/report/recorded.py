@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from profiler.limits.known import KnownQuota
 from profiler.limits.quotas import window_words
-from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
 from profiler.rundir import Anchor, Recording, Run
-from profiler.statistics.recorded import RecordedFigures, recorded_figures
+from profiler.statistics.recorded import RecordedFigures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
 from profiler.statistics.tool_latency import MOST_TICKS
@@ -42,28 +40,29 @@ class Words(NamedTuple):
 
 
 def render_recorded(
-    run: Run,
-    records: Iterable[LoopRecord],
+    title: str,
+    figures: RecordedFigures,
+    run: Run | None,
     width: int = 80,
     color: bool = False,
     tally: bool = True,
-    quota: KnownQuota | None = None,
+    own: int = 0,
 ) -> str:
-    """The verdict on a recorded run and its tally, in at most `MOST_LINES` lines; the records are streamed.
+    """The verdict on a recording and its tally, in at most `MOST_LINES` lines.
 
-    Without `tally`, for a caller that has said where the records are from, it is the verdict alone. `quota`
-    is what a provider allows, where the user knows it.
+    `run` is None where there are records alone, without a run directory; `own` counts the loops among them
+    that are no recording. Without `tally`, for a caller that has said where the records are from, it is the
+    verdict alone.
     """
-    figures = recorded_figures(records, run.recording, quota)
-    said = words(figures, run.recording, run.anchor)
+    said = words(figures, own=own) if run is None else words(figures, run.recording, run.anchor, own)
     mostly_failed = 2 * figures.unanswered >= figures.walls.count  # a call that failed is no news
     found = [*_loops(figures), *said.found] if mostly_failed else [*said.found, *_loops(figures)]
-    lead, *others = [f"{clean(run.scenario)}, {said.of[0]}", *found] if tally else found
+    lead, *others = [f"{clean(title)}, {said.of[0]}", *found] if tally else found
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
     lines += [line for one in others for line in wrapped(f"{one}.", width)]
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
-    if not run.finished:
+    if run is not None and not run.finished:
         rest.insert(0, UNFINISHED)
     for one in rest:
         block = wrapped(f"{one}.", width)
@@ -73,9 +72,15 @@ def render_recorded(
 
 
 def words(
-    figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
+    figures: RecordedFigures,
+    recording: Recording | None = None,
+    anchor: Anchor | None = None,
+    own: int = 0,
 ) -> Words:
-    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
+    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date.
+
+    `own` counts loops that lie beside those of the figures and are no recording.
+    """
     return Words(
         [
             *_concurrency(figures),
@@ -86,7 +91,7 @@ def words(
             *_quotas(figures),
         ],
         list(_cannot(figures, recording)),
-        list(_from(figures, recording, anchor)),
+        list(_from(figures, recording, anchor, own)),
     )
 
 
@@ -325,7 +330,9 @@ def _whose(one: QuotaShare) -> str:
 # Where it is from.
 
 
-def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None) -> Iterator[str]:
+def _from(
+    figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None, own: int
+) -> Iterator[str]:
     sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
     inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
     door = DOORS[recording.door] if recording else "recorded"
@@ -334,6 +341,9 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
         f"{what}: {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
         f"{counted(sum(one.calls for one in figures.tools), 'call')}"
     )
+    if own:
+        are, them = ("is", "it") if own == 1 else ("are", "them")
+        yield f"{counted(own, 'more loop')} beside them {are} no recording: this verdict leaves {them} out"
     if anchor is not None and figures.began_ns is not None and figures.ended_ns is not None:
         yield f"Loops from {_date(anchor, figures.began_ns)} to {_date(anchor, figures.ended_ns)} UTC"
     yield _calls(figures, recording)
@@ -404,6 +414,11 @@ def ticks(nanoseconds: int) -> str:
 def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
     if not figures.loops:
         return
+    if recording is None:
+        yield (
+            "when these loops ran, what was skipped, of how many clocks their times are, and whether they "
+            "are a sample: the run.json of a run directory says so, and these are records alone"
+        )
     if recording is not None and recording.clocks > 1:
         yield (
             f"how times of different machines lay to each other: they are of {recording.clocks} clocks, "
