@@ -27,6 +27,9 @@ FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
 WORTH_SAYING = 0.01
 """Gaps below this share of the time of a round's calls are not worth a word."""
 
+STOPPED = "cancelled, or cut off in the recording"
+"""What a loop was that is neither good nor failed: a person stopped it, or no more of it was recorded."""
+
 DOORS = {"import": "imported", "collect": "collected", "proxy": "seen by the proxy"}
 
 
@@ -96,9 +99,20 @@ def words(
 
 
 def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[str]:
-    """What changed between two recordings that is exact, though no call of theirs is: a sentence, or none."""
-    if both is None or not all(one.proxied.rounds for one in both):
-        return []
+    """What two recordings hold that no figure compares: loops that were stopped; walls of calls, exact though
+    no call of theirs is."""
+    return [] if both is None else [*_both_stopped(both), *_both_walls(both)]
+
+
+def _both_stopped(both: tuple[RecordedFigures, RecordedFigures]) -> Iterator[str]:
+    if any(one.cancelled for one in both):
+        then, now = (f"{one.cancelled:,} of {counted(one.walls.count, 'loop')}" for one in both)
+        yield f"{STOPPED.capitalize()}: {then} → {now}; these count neither as failed nor as good."
+
+
+def _both_walls(both: tuple[RecordedFigures, RecordedFigures]) -> Iterator[str]:
+    if not all(one.proxied.rounds for one in both):
+        return
     (then, now), p50s = both, [duration(one.proxied.wall.p50) for one in both]
     shares = [one.proxied.wall_seconds / one.loop_seconds if one.loop_seconds else None for one in both]
     rounds = f"{then.proxied.rounds:,} and {counted(now.proxied.rounds, 'round')}"
@@ -108,7 +122,7 @@ def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[s
     )
     if None not in shares:
         said += f"; of the loops' time that is {percent(shares[0])} → {percent(shares[1])}"
-    return [f"{said}."]
+    yield f"{said}."
 
 
 # What its rounds say.
@@ -249,11 +263,16 @@ def _loops(figures: RecordedFigures) -> Iterator[str]:
     slowest = duration(figures.slowest)
     if walls.count == 1:
         ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.failed)
+        ended += f" and was {STOPPED}" if figures.cancelled else ""
         yield f"The loop took {slowest}{ended}"
         return
     tail = "" if walls.p95 is None else f"95 % at most {duration(walls.p95)}, "
     said = f"Half of the loops took at most {duration(walls.p50)}, {tail}the slowest {slowest}"
-    yield said + (f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else "")
+    said += f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else ""
+    if figures.cancelled:
+        of = "" if failed else f" of {counted(walls.count, 'loop')}"
+        said += f"; {figures.cancelled:,}{of} {_were(figures.cancelled)} {STOPPED}"
+    yield said
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:

@@ -227,3 +227,22 @@ def test_page_and_terminal_of_records_know_mcp_servers(tmp_path: Path) -> None:
     assert "0 requests, 12 calls" in in_a_line(records[0], records[0])
     assert "MCP" not in render_loops(made(2))
     assert "MCP servers" not in headings(render_records(gather_records(made(2), "these")))
+
+
+def test_loop_that_was_cancelled_has_not_failed() -> None:
+    """As a script is that gets Ctrl-C: said apart, in the terminal and on the page."""
+    records = made(5)
+    records[3] = replace(records[3], status="cancelled")
+    assert lead(records[3]).startswith("240 ms, cancelled; most of it")
+    assert in_a_line(records[3], records[0]).startswith("240 ms, cancelled, began at 3.00 s")
+    assert several(records) == ("5 loops: half took at most 230 ms, the slowest 250 ms; 1 was cancelled")
+    page = render_records(gather_records(records, "x"))
+    assert "the slowest 250 ms; 1 was cancelled." in page
+    assert "loop 4 of 5: 240 ms, cancelled (began at 3.00 s)" in page
+    assert "failed" not in headings(page)
+    records[1] = replace(records[1], status="error", error_type="http_429")
+    assert several(records).endswith("; 1 failed (http_429 1); 1 was cancelled")
+    bare = gather_records([*records, replace(records[0], id="other", name="other")], "x")
+    (several_kinds, _) = bare.summaries
+    assert (several_kinds.failure_rate.value, several_kinds.loops.cancelled) == (1 / 4, 1)
+    assert ">cancelled</" in render_records(bare)

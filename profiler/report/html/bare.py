@@ -21,7 +21,7 @@ from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.windows import Block, Indices, Measured, WarmUp
+from profiler.statistics.windows import Block, Indices, Measured, WarmUp, cancelled
 from profiler.strategies import StrategySpec
 
 Again = Callable[[set[int]], Iterator[tuple[int, LoopRecord]]]
@@ -214,7 +214,8 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 def _measured(label: str, rows: Indices, table: Table) -> Measured:
     """A kind of loops as one window: without blocks there are no intervals."""
     spent = int(table.ended[rows].max() - table.started[rows].min()) / 1e9
-    return Measured(StrategySpec.recorded(label), 1, (Block(0, spent, rows, rows, 0, 0),), WarmUp(0, None))
+    one = Block(0, spent, rows, rows, 0, 0, cancelled=cancelled(table, rows))
+    return Measured(StrategySpec.recorded(label), 1, (one,), WarmUp(0, None))
 
 
 def _chosen(bare: Bare) -> list[int]:
@@ -228,7 +229,7 @@ def _chosen(bare: Bare) -> list[int]:
     for group in bare.shown:
         due = group.due[np.argsort(walls[group.due], kind="stable")]
         rows += [int(due[-1]), int(due[(due.size - 1) // 2])]
-    failed = tops[table.good[tops] == 0]
+    failed = tops[table.good[tops] == 0]  # those that were cancelled among them
     _, first = np.unique(table.error[failed], return_index=True)  # one of each kind, then more
     rows += [int(row) for row in [*failed[np.sort(first)], *failed][:MOST_FAILED]]
     return list(dict.fromkeys(rows))[:MOST_CASES]

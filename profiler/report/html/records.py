@@ -27,12 +27,13 @@ from profiler.report.html.markup import (
 )
 from profiler.report.html.page import Section, libraries, page, write_page
 from profiler.report.html.waterfalls import MOST_BYTES, loop
-from profiler.report.look import failures, lead, said_of
+from profiler.report.look import ended, failures, lead, said_of
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import of_several
 from profiler.rundir import Run
 from profiler.statistics.figures import Tokens
 from profiler.statistics.recorded import RecordedFigures
+from profiler.statistics.windows import cancelled
 
 FEWEST_FOR_CURVES = 5
 MOST_REASONS = 30
@@ -197,16 +198,17 @@ def _verdict(bare: Bare) -> str:
 def _lead(bare: Bare) -> str:
     table, tops = bare.table, bare.tops
     walls = (table.ended - table.started)[tops] / 1e9
-    failed = [record for _, record in bare.rows.values() if not record.good]
+    failed = [record for _, record in bare.rows.values() if record.failed]
     if tops.size == 1 and bare.rows:
         record = next(
             record for _, record in bare.rows.values() if table.nested.size == 1 or not record.nested
         )
         return f"{lead(record)}."
-    count = int(np.count_nonzero(table.good[tops] == 0))
+    stopped = int(cancelled(table, tops).size)
+    count = int(np.count_nonzero(table.good[tops] == 0)) - stopped
     p95 = float(np.quantile(walls, 0.95))
     why = ", ".join(f"{clean(what)} {count}" for what, count in _reasons(bare)[:3])
-    return f"{said_of(walls.tolist(), count, why or failures(failed), p95)}."
+    return f"{said_of(walls.tolist(), count, why or failures(failed), p95, stopped)}."
 
 
 def _reasons(bare: Bare) -> list[tuple[str, int]]:
@@ -282,8 +284,8 @@ def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
         elif record.wall_ns == slowest:
             label += ", the slowest"
         label += f": {duration(record.wall_ns / 1e9)}"
-        if not record.good:
-            label += f", failed ({failures([record], 1)})"
+        if how := ended(record):
+            label += f", {how}"
         began = (record.started_ns - int(bare.table.started.min())) / 1e9
         found.append(f"{label} (began at {duration(began, 's')})")
     return found
