@@ -15,6 +15,7 @@ import httptools
 
 from profiler.proxy.heads import ResponseHead
 from profiler.proxy.routes import Upstream
+from profiler.proxy.through import tunnelled
 
 if TYPE_CHECKING:
     from profiler.proxy.forward import Forward
@@ -279,18 +280,35 @@ class Pool:
         return None
 
     async def connect(self, upstream: Upstream) -> UpstreamConnection:
-        """A new connection. Raises `OSError`, `TimeoutError`."""
+        """A new connection, through the upstream's proxy if it has one. Raises `OSError`, `TimeoutError`."""
         context = self._tls if upstream.scheme == "https" else None
         if context is None and upstream.scheme == "https":
             raise ValueError("no certificates to check those of upstreams against")
+        through = upstream.through
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await self._loop.create_connection(
-                lambda: UpstreamConnection(self, upstream),
-                upstream.host,
-                upstream.port,
-                ssl=context,
-                server_hostname=upstream.host if context else None,
-            )
+            if through is not None and context is not None:
+                connection = UpstreamConnection(self, upstream)
+                transport = await tunnelled(self._loop, through, upstream)
+                try:
+                    secured = await self._loop.start_tls(
+                        transport, connection, context, server_hostname=upstream.host
+                    )
+                except BaseException:
+                    transport.abort()
+                    raise
+                assert secured is not None  # it is None on a connection that was lost: an error by then
+                connection.connection_made(secured)
+            else:
+                host, port = (
+                    (upstream.host, upstream.port) if through is None else (through.host, through.port)
+                )
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self, upstream),
+                    host,
+                    port,
+                    ssl=context,
+                    server_hostname=upstream.host if context else None,
+                )
         self.made += 1
         return connection
 
