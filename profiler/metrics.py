@@ -55,7 +55,9 @@ def histogram(name: str, help: str, labels: tuple[str, ...], buckets: tuple[floa
 LOOP_DURATION = histogram(
     "toolloop_loop_duration_seconds",
     "A loop, from when it was due (in an open load: its arrival) to the final answer; status is ok, "
-    "incomplete (answered, but a tool call had failed), error or cancelled. All but ok have failed.",
+    "incomplete (answered, but a tool call had failed), error or cancelled. Incomplete ones and errors have "
+    "failed; so have cancelled ones that a load test cut off, but not those of another program (strategy "
+    "recorded), which its user stopped, or of which no more came.",
     ("strategy", "status"),
     ROUND_BUCKETS,
 )

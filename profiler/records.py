@@ -666,10 +666,18 @@ class LoopRecord:
 
     @property
     def good(self) -> bool:
-        """It came to an answer and every tool call succeeded. A loop that is not good has *failed*."""
+        """It came to an answer and every tool call succeeded."""
         return self.status == "ok" and all(
             call.status == "ok" for round_ in self.rounds for call in round_.tool_calls
         )
+
+    @property
+    def failed(self) -> bool:
+        """It is not good, and was not cancelled either: that is what somebody wanted.
+
+        A load test counts the loops that it cut off itself among the failed ones: mostly the slowest.
+        """
+        return self.status != "cancelled" and not self.good
 
     @property
     def outcome(self) -> Outcome:
@@ -678,7 +686,7 @@ class LoopRecord:
 
     @property
     def failure(self) -> str | None:
-        """A bounded name for why the loop failed, `incomplete` when only a call did; None for a good loop."""
+        """A bounded name for why the loop is not good, `incomplete` when only a call is not; else None."""
         if self.status != "ok":
             return self.error_type or self.status
         return None if self.good else "incomplete"

@@ -13,9 +13,9 @@ from profiler.commands import add_command, show
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
-    from profiler.limits.known import KnownQuota
     from profiler.recordings.importing import Imported
-    from profiler.rundir import RunDirectory
+    from profiler.rundir import Run
+    from profiler.statistics.recorded import RecordedFigures
 
 FORMATS = ("otel", "tracelab", "claude-code", "codex", "langfuse", "openai-agents")
 """The names of `profiler.recordings.importing.FORMATS`, which is imported when it is used."""
@@ -63,24 +63,29 @@ def add(commands: Commands) -> None:
 def import_(arguments: argparse.Namespace) -> int:
     from profiler.recordings.importing import import_files
     from profiler.rundir import RunDirectory
+    from profiler.statistics.recorded import recorded_figures
 
     imported = import_files(
         arguments.paths, arguments.out, format=arguments.format, content=arguments.content
     )
     show(told(imported))
     show("\n")
-    show_verdict(RunDirectory.open(imported.directory), tally=False)
+    directory = RunDirectory.open(imported.directory)
+    run = directory.load()
+    show_verdict(run.scenario, recorded_figures(directory.records(), run.recording), run, tally=False)
     return 0
 
 
-def show_verdict(directory: RunDirectory, quota: KnownQuota | None = None, tally: bool = True) -> None:
-    """Print what a recorded run says; without `tally` where its records are from is not said once more."""
+def show_verdict(
+    title: str, figures: RecordedFigures, run: Run | None, tally: bool = True, own: int = 0
+) -> None:
+    """Print what a recording says (`render_recorded`)."""
     from profiler.report.recorded import render_recorded
     from profiler.report.terminal import use_color
 
     width = min(shutil.get_terminal_size().columns, 100)
     color = use_color(sys.stdout, os.environ)
-    show(render_recorded(directory.load(), directory.records(), width, color, tally=tally, quota=quota))
+    show(render_recorded(title, figures, run, width, color, tally, own))
 
 
 def told(imported: Imported) -> str:

@@ -91,16 +91,18 @@ def add(commands: Commands) -> None:
 def proxy(arguments: argparse.Namespace) -> int:
     from profiler.emulator.access import allowed_host
     from profiler.exporters.prometheus import Exposition, PrometheusSink
+    from profiler.providers.endpoint import proxy_of
     from profiler.proxy import service
     from profiler.proxy.loops import LoopObserver
     from profiler.proxy.routes import routes
     from profiler.proxy.server import ProxyServer, tls_context
+    from profiler.proxy.through import behind_proxies
     from profiler.recordings.drafts import Tally
     from profiler.recordings.keeping import KeptRuns, check_numbers, parse_keep
     from profiler.records import LoopRecord
     from profiler.rundir import Anchor
 
-    found = routes(arguments.upstream, arguments.mcp_upstream)
+    found = behind_proxies(routes(arguments.upstream, arguments.mcp_upstream), proxy_of)
     secure = any(one.scheme == "https" for one in found.upstreams)
     tls = tls_context(arguments.upstream_ca) if secure or arguments.upstream_ca else None
     keep = parse_keep(arguments.keep)
@@ -129,6 +131,10 @@ def proxy(arguments: argparse.Namespace) -> int:
         for upstream in found.upstreams:
             for name, url in service.how_to_ask(upstream, root):
                 print(f"  {name}={url}" if name != "MCP" else f"  MCP: {url}", f" to {upstream.url}")
+        for upstream in found.upstreams:
+            if upstream.through is not None:
+                variable = f"{upstream.scheme.upper()}_PROXY"
+                print(f"  {upstream.shown}, as {variable} says; NO_PROXY leaves hosts out")
         print(f"  {root}/metrics; records in {arguments.out}, {keep} kept; Ctrl-C ends it", flush=True)
 
     serving = service.Serving(

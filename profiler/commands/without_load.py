@@ -57,7 +57,7 @@ def _add_report(commands: Commands) -> None:
         "--quota",
         type=TEXT.argument,
         metavar="LIMITS",
-        help="of a recorded run: hold what it used against these limits, such as 500rpm,30000itpm or "
+        help="of a recording: hold what it used against these limits, such as 500rpm,30000itpm or "
         "openai:rpm=500 (default: those that responses stated, model by model); without a provider, of the "
         "model that used most",
     )
@@ -67,17 +67,14 @@ def report(arguments: argparse.Namespace) -> int:
     from profiler.commands.importing import show_verdict
     from profiler.limits.known import parse_quota
     from profiler.report.html import write_any
-    from profiler.rundir import RunDirectory
 
     quota = None if arguments.quota is None else parse_quota(arguments.quota)
-    path = write_any(Path(arguments.run), arguments.output, quota)
-    if RunDirectory.is_one(Path(arguments.run)):
-        directory = RunDirectory.open(arguments.run)
-        if directory.load().recording is not None:
-            show_verdict(directory, quota)
-    print(path)
+    written = write_any(Path(arguments.run), arguments.output, quota)
+    if written.recorded is not None:
+        show_verdict(written.title, written.recorded, written.run, own=written.own)
+    print(written.path)
     if arguments.open:
-        open_page(path)
+        open_page(written.path)
     return 0
 
 

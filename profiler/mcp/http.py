@@ -27,7 +27,6 @@ from profiler.mcp.http_pool import (
     join_pool,
     leave_pool,
     payload,
-    proxy_of,
     tls_context,
     whole,
 )
@@ -35,7 +34,7 @@ from profiler.mcp.lean import MOST_CANCELLATIONS, Exchange, LeanSession
 from profiler.mcp.servers import ServerSpec
 from profiler.mcp.session import ServerInfo
 from profiler.providers.connections import MOST_BYTES, transport_error_type, transport_words
-from profiler.providers.endpoint import shown_url
+from profiler.providers.endpoint import proxy_of, shown_url
 from profiler.records import Clock
 
 NOTIFY_SECONDS = 5.0

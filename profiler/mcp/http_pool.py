@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-import urllib.request
 import warnings
 from typing import Any
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -104,14 +102,6 @@ async def _sent(session: Any, context: Any, params: Any) -> None:
 @functools.cache
 def tls_context(file: str | None, directories: str | None) -> ssl.SSLContext:
     return Tls().context()
-
-
-def proxy_of(url: str, is_loopback: bool) -> str | None:
-    """The proxy that the environment names for this server, never for one on this machine."""
-    parts = urlsplit(url)
-    if is_loopback or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 def payload(body: bytes) -> Any:

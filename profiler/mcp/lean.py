@@ -19,7 +19,11 @@ MOST_TOOLS = 10_000
 """Of a listing: one that is longer does not end."""
 
 DISCOVER_SECONDS = 10.0
-"""A server that has not answered `server/discover` by then is taken for one that does not know it."""
+"""A server that has not answered `server/discover` by then is taken for one that does not know it, until it
+refuses `initialize`: then it was only late."""
+
+_NO_ANSWER = frozenset(("timeout", "connection", "session_lost", "cancelled"))
+"""Error types of a request that the server said nothing to."""
 
 MOST_CANCELLATIONS = 64
 """Notifications of cancelled calls that are under way at once; more are not sent."""
@@ -145,8 +149,7 @@ class LeanSession:
         was = self._info
         await self._start()
         try:
-            found = await self._discover() if was is None or self.modern else None
-            found = found or await self._initialize()
+            found = await (self._found() if was is None or self.modern else self._initialize())
         except BaseException:
             await self._give_up()
             raise
@@ -158,18 +161,35 @@ class LeanSession:
         self.modern = modern
         self._meta = wire.envelope(modern)
 
-    async def _discover(self) -> ServerInfo | None:
-        """None: the server is of the older era."""
+    async def _found(self) -> ServerInfo:
+        """The server, whatever its era. Raises `ToolServerError`."""
+        found, late = await self._discover(min(DISCOVER_SECONDS, self.timeout))
+        if found is not None:
+            return found
+        try:
+            return await self._initialize()
+        except ToolServerError as refused:
+            if not late or refused.error_type in _NO_ANSWER:
+                raise
+            # It answers by now. A modern one on a busy machine may only have been slow to start; what it says
+            # to the first request, if it still does, is an answer that nobody waits for.
+            found, _ = await self._discover(self.timeout)
+            if found is None:
+                raise
+            return found
+
+    async def _discover(self, seconds: float) -> tuple[ServerInfo | None, bool]:
+        """(None where the server is of the older era, whether it has not answered in time)."""
         self._set_era(True)
-        asked = await self._ask("server/discover", {}, min(DISCOVER_SECONDS, self.timeout))
+        asked = await self._ask("server/discover", {}, seconds)
         message = asked.message
         if message is None:
             if asked.error_type in ("connection", "http_401", "http_403", "http_407"):
                 raise self._error(asked)
-            return None
+            return None, asked.error_type == "timeout"
         if "error" in message:
-            return None
-        return wire.discovered(message.get("result"))
+            return None, False
+        return wire.discovered(message.get("result")), False
 
     async def _initialize(self) -> ServerInfo:
         self._set_era(False)

@@ -238,6 +238,16 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
     return options
 
 
+def proxy_of(url: str, is_loopback: bool) -> str | None:
+    """The proxy that the environment names for this server, never for one on this machine."""
+    import urllib.request  # not at the top: it is slow, and few need it
+
+    parts = urlsplit(url)
+    if is_loopback or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
 @functools.cache
 def _usual_context(file: str | None, directories: str | None) -> ssl.SSLContext:
     """One for all clients, since each would take 20 ms to load the same certificates, without TLS too."""

@@ -131,12 +131,12 @@ class Forward:
             connection = await self.client.server.pool.connect(upstream)
         except (OSError, TimeoutError, UnicodeError) as error:
             if not self.over:
-                self.refuse(502, f"cannot reach {upstream.origin}: {unreachable(error)}")
+                self.refuse(502, f"cannot reach {upstream.shown}: {unreachable(error)}")
             return
         except Exception as error:
             self.client.server.defect(error)
             if not self.over:
-                self.refuse(502, f"cannot reach {upstream.origin}: a defect of the profiler")
+                self.refuse(502, f"cannot reach {upstream.shown}: a defect of the profiler")
             return
         finally:
             self.task = None
@@ -153,7 +153,11 @@ class Forward:
         connection.heard = False
         connection.used += 1
         self.exchange.connected_ns = time.monotonic_ns()
-        data = self.head.forwarded(self.upstream.target(self.head.target), self.upstream.authority)
+        upstream, more = self.upstream, b""
+        target = upstream.target(self.head.target)
+        if upstream.through is not None and upstream.scheme == "http":  # the proxy itself is sent the request
+            target, more = b"http://%b%b" % (upstream.authority, target), upstream.through.authorization
+        data = self.head.forwarded(target, upstream.authority, more)
         if self.out:
             data += b"".join(self.out)
             self.out.clear()

@@ -109,13 +109,12 @@ class RequestHead:
             lines = [line for line, keep in zip(lines, kept, strict=True) if keep]
         self.lines = lines
 
-    def forwarded(self, target: bytes, authority: bytes) -> bytes:
-        """As it goes to the upstream."""
+    def forwarded(self, target: bytes, authority: bytes, more: bytes = b"") -> bytes:
+        """As it goes to the upstream; `more` are lines for the proxy that it goes through."""
         lines = self.lines
         at = self.host_at
-        more = b""
         if self.chunked:
-            more = b"Transfer-Encoding: %b\r\n" % self.coding
+            more += b"Transfer-Encoding: %b\r\n" % self.coding
         if self.upgrade == WEBSOCKET:
             more += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
         elif self.trailers:

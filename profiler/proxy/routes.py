@@ -18,12 +18,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from profiler.errors import UsageError
 from profiler.providers.endpoint import Endpoint, is_loopback
 from profiler.proxy.seen import Kind
+
+if TYPE_CHECKING:
+    from profiler.proxy.through import Through
 
 Api = Literal["openai", "anthropic"]
 
@@ -37,7 +40,8 @@ _MESSAGES = re.compile(rb"/messages(?:/|$)|^/v1/complete$")
 class Upstream:
     """A server that requests go to. `prefix` is the path under which the proxy has it, empty: no path.
 
-    `path` is that of its URL, without a slash at its end. `authority` is what its Host header says.
+    `path` is that of its URL, without a slash at its end. `authority` is what its Host header says. It is
+    asked by the proxy that it is `through`, if any.
     """
 
     kind: Kind
@@ -49,6 +53,7 @@ class Upstream:
     authority: bytes
     path: bytes
     named: bool = False  # the API is what the option said
+    through: Through | None = None
 
     @property
     def origin(self) -> str:
@@ -63,6 +68,11 @@ class Upstream:
     @property
     def url(self) -> str:
         return f"{self.origin}{self.path.decode()}"
+
+    @property
+    def shown(self) -> str:
+        """Its origin, and how it is asked."""
+        return self.origin if self.through is None else f"{self.origin} (through the proxy {self.through})"
 
     def target(self, target: bytes) -> bytes:
         """What to ask it for, where the client asked the proxy for `target` (a path, with a query or not).

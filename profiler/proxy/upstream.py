@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, cast
 
+import aiohappyeyeballs
 import httptools
 
-from profiler.proxy.dialing import connected
 from profiler.proxy.heads import ResponseHead
 from profiler.proxy.routes import Upstream
+from profiler.proxy.through import tunnelled
 
 if TYPE_CHECKING:
     from profiler.proxy.forward import Forward
 
 CONNECT_SECONDS = 10.0
 """For a connection, its TLS handshake included. Of answers nothing is demanded: models take their time."""
+
+NEXT_ADDRESS_SECONDS = 0.25
+"""How long an address of a host may take before the next is tried beside it (RFC 8305)."""
 
 IDLE_SECONDS = 50.0
 """How long an idle connection is kept, unless its server says that it closes sooner: the shortest time after
@@ -284,19 +289,30 @@ class Pool:
         return None
 
     async def connect(self, upstream: Upstream) -> UpstreamConnection:
-        """A new connection. Raises `OSError`, `TimeoutError`."""
+        """A new connection, through the upstream's proxy if it has one. Raises `OSError`, `TimeoutError`."""
         context = self._tls if upstream.scheme == "https" else None
         if context is None and upstream.scheme == "https":
             raise ValueError("no certificates to check those of upstreams against")
+        through = upstream.through
+        at = upstream if through is None else through
         async with asyncio.timeout(CONNECT_SECONDS):
-            one = await connected(self._loop, upstream.host, upstream.port)
+            one = await _connected(self._loop, at.host, at.port)
             try:
-                _, connection = await self._loop.create_connection(
-                    lambda: UpstreamConnection(self, upstream),
-                    sock=one,
-                    ssl=context,
-                    server_hostname=upstream.host if context else None,
-                )
+                if through is not None and context is not None:
+                    connection = UpstreamConnection(self, upstream)
+                    transport = await tunnelled(self._loop, one, through, upstream)
+                    secured = await self._loop.start_tls(
+                        transport, connection, context, server_hostname=upstream.host
+                    )
+                    assert secured is not None  # it is None on a connection that was lost: an error by then
+                    connection.connection_made(secured)
+                else:
+                    _, connection = await self._loop.create_connection(
+                        lambda: UpstreamConnection(self, upstream),
+                        sock=one,
+                        ssl=context,
+                        server_hostname=upstream.host if context else None,
+                    )
             except BaseException:
                 one.close()
                 raise
@@ -332,3 +348,20 @@ class Pool:
     def close(self) -> None:
         for connection in list(self.connections):
             connection.abort()
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """A socket connected to the address of a host that answers first. Raises `OSError`.
+
+    A network that drops IPv6 without a word, say, costs clients nothing without the proxy: their libraries
+    do the same. The `create_connection` of uvloop takes one address after the other.
+    """
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        one = await aiohappyeyeballs.start_connection(
+            found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, loop=loop
+        )
+    except RuntimeError as error:  # uvloop's, for some addresses
+        raise OSError(str(error)) from error
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return one

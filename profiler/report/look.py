@@ -99,7 +99,8 @@ def several(records: Sequence[LoopRecord], left_out: int = 0) -> str:
     """`12 loops: half took at most 1.20 s, the slowest 3.40 s; 2 failed (http_429 2)`."""
     top = [record for record in records if not record.nested] or list(records)
     walls = [record.wall_ns / 1e9 for record in top]
-    said = said_of(walls, sum(not record.good for record in top), failures(top))
+    stopped = sum(record.status == "cancelled" for record in top)
+    said = said_of(walls, sum(record.failed for record in top), failures(top), stopped=stopped)
     inside = len(records) - len(top)
     if inside:
         said += f"; {counted(inside, 'more loop')} ran inside their tool calls"
@@ -108,8 +109,11 @@ def several(records: Sequence[LoopRecord], left_out: int = 0) -> str:
     return said
 
 
-def said_of(walls: Sequence[float], failed: int, why: str, p95: float | None = None) -> str:
-    """The sentence about several loops, of their wall times in seconds. `p95`, where there are enough."""
+def said_of(walls: Sequence[float], failed: int, why: str, p95: float | None = None, stopped: int = 0) -> str:
+    """The sentence about several loops, of their wall times in seconds. `p95`, where there are enough.
+
+    `stopped` ones were cancelled, and have not failed.
+    """
     if len(walls) == 1:
         said = f"1 loop: {duration(walls[0])}"
     else:
@@ -120,6 +124,8 @@ def said_of(walls: Sequence[float], failed: int, why: str, p95: float | None = N
         said += f"the slowest {duration(max(walls))}"
     if failed:
         said += f"; {failed} failed ({why})" if why else f"; {failed} failed"
+    if stopped:
+        said += f"; {stopped} {_were(stopped)} cancelled"
     return said
 
 
@@ -127,7 +133,7 @@ def failures(records: Sequence[LoopRecord], most: int = 3) -> str:
     """`http_429 (get_weather) 2, refused 1`: what the failed loops failed of, the most frequent first."""
     found: Counter[str] = Counter()
     for record in records:
-        if record.good:
+        if not record.failed:
             continue
         if record.status != "ok":
             found[record.error_type or record.status] += 1
@@ -137,9 +143,7 @@ def failures(records: Sequence[LoopRecord], most: int = 3) -> str:
 
 def lead(record: LoopRecord) -> str:
     """`1.65 s; most of it (53 %): tools ran (longest: search, 443 ms)`: one loop in a sentence."""
-    said = duration(record.wall_ns / 1e9)
-    if not record.good:
-        said += f", failed ({failures([record])})"
+    said = ", ".join(filter(None, (duration(record.wall_ns / 1e9), ended(record, 3))))
     found = causes(record)
     if found and record.wall_ns:
         share = found[0].ns / record.wall_ns
@@ -153,17 +157,23 @@ def in_a_line(record: LoopRecord, first: LoopRecord) -> str:
     calls = len(list(record.tool_calls)) + record.unobserved_calls
     parts = [
         duration(record.wall_ns / 1e9),
+        ended(record),
         _at(record, first),
         counted(sum(round_.model.asked for round_ in record.rounds), "request"),
         counted(calls, "call"),
     ]
-    if not record.good:
-        parts.insert(1, f"failed ({failures([record], 1)})")
-    said = ", ".join(parts)
+    said = ", ".join(filter(None, parts))
     for cause in causes(record)[:1]:
         share = cause.ns / record.wall_ns if record.wall_ns else 0.0
         said += f": {percent(share)} {cause.words}"
     return said
+
+
+def ended(record: LoopRecord, most: int = 1) -> str:
+    """`failed (http_429)` with at most so many reasons, or `cancelled`; empty for a good loop."""
+    if record.failed:
+        return f"failed ({failures([record], most)})"
+    return "" if record.good else "cancelled"
 
 
 def _titled(record: LoopRecord) -> str:

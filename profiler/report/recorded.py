@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from profiler.limits.known import KnownQuota
 from profiler.limits.quotas import window_words
-from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
 from profiler.rundir import Anchor, Recording, Run
-from profiler.statistics.recorded import RecordedFigures, recorded_figures
+from profiler.statistics.recorded import RecordedFigures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
 from profiler.statistics.tool_latency import MOST_TICKS
@@ -29,6 +27,9 @@ FEWEST_SINGLE, SINGLE_SHARE = 3, 1 / 3
 WORTH_SAYING = 0.01
 """Gaps below this share of the time of a round's calls are not worth a word."""
 
+STOPPED = "cancelled, or cut off in the recording"
+"""What a loop was that is neither good nor failed: a person stopped it, or no more of it was recorded."""
+
 DOORS = {"import": "imported", "collect": "collected", "proxy": "seen by the proxy"}
 
 
@@ -42,28 +43,29 @@ class Words(NamedTuple):
 
 
 def render_recorded(
-    run: Run,
-    records: Iterable[LoopRecord],
+    title: str,
+    figures: RecordedFigures,
+    run: Run | None,
     width: int = 80,
     color: bool = False,
     tally: bool = True,
-    quota: KnownQuota | None = None,
+    own: int = 0,
 ) -> str:
-    """The verdict on a recorded run and its tally, in at most `MOST_LINES` lines; the records are streamed.
+    """The verdict on a recording and its tally, in at most `MOST_LINES` lines.
 
-    Without `tally`, for a caller that has said where the records are from, it is the verdict alone. `quota`
-    is what a provider allows, where the user knows it.
+    `run` is None where there are records alone, without a run directory; `own` counts the loops among them
+    that are no recording. Without `tally`, for a caller that has said where the records are from, it is the
+    verdict alone.
     """
-    figures = recorded_figures(records, run.recording, quota)
-    said = words(figures, run.recording, run.anchor)
+    said = words(figures, own=own) if run is None else words(figures, run.recording, run.anchor, own)
     mostly_failed = 2 * figures.unanswered >= figures.walls.count  # a call that failed is no news
     found = [*_loops(figures), *said.found] if mostly_failed else [*said.found, *_loops(figures)]
-    lead, *others = [f"{clean(run.scenario)}, {said.of[0]}", *found] if tally else found
+    lead, *others = [f"{clean(title)}, {said.of[0]}", *found] if tally else found
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
     lines += [line for one in others for line in wrapped(f"{one}.", width)]
     rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
-    if not run.finished:
+    if run is not None and not run.finished:
         rest.insert(0, UNFINISHED)
     for one in rest:
         block = wrapped(f"{one}.", width)
@@ -73,9 +75,15 @@ def render_recorded(
 
 
 def words(
-    figures: RecordedFigures, recording: Recording | None = None, anchor: Anchor | None = None
+    figures: RecordedFigures,
+    recording: Recording | None = None,
+    anchor: Anchor | None = None,
+    own: int = 0,
 ) -> Words:
-    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date."""
+    """The verdict. Without a `recording` nothing is known of what was read, without an `anchor` no date.
+
+    `own` counts loops that lie beside those of the figures and are no recording.
+    """
     return Words(
         [
             *_concurrency(figures),
@@ -86,14 +94,25 @@ def words(
             *_quotas(figures),
         ],
         list(_cannot(figures, recording)),
-        list(_from(figures, recording, anchor)),
+        list(_from(figures, recording, anchor, own)),
     )
 
 
 def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[str]:
-    """What changed between two recordings that is exact, though no call of theirs is: a sentence, or none."""
-    if both is None or not all(one.proxied.rounds for one in both):
-        return []
+    """What two recordings hold that no figure compares: loops that were stopped; walls of calls, exact though
+    no call of theirs is."""
+    return [] if both is None else [*_both_stopped(both), *_both_walls(both)]
+
+
+def _both_stopped(both: tuple[RecordedFigures, RecordedFigures]) -> Iterator[str]:
+    if any(one.cancelled for one in both):
+        then, now = (f"{one.cancelled:,} of {counted(one.walls.count, 'loop')}" for one in both)
+        yield f"{STOPPED.capitalize()}: {then} → {now}; these count neither as failed nor as good."
+
+
+def _both_walls(both: tuple[RecordedFigures, RecordedFigures]) -> Iterator[str]:
+    if not all(one.proxied.rounds for one in both):
+        return
     (then, now), p50s = both, [duration(one.proxied.wall.p50) for one in both]
     shares = [one.proxied.wall_seconds / one.loop_seconds if one.loop_seconds else None for one in both]
     rounds = f"{then.proxied.rounds:,} and {counted(now.proxied.rounds, 'round')}"
@@ -103,7 +122,7 @@ def change_words(both: tuple[RecordedFigures, RecordedFigures] | None) -> list[s
     )
     if None not in shares:
         said += f"; of the loops' time that is {percent(shares[0])} → {percent(shares[1])}"
-    return [f"{said}."]
+    yield f"{said}."
 
 
 # What its rounds say.
@@ -244,11 +263,16 @@ def _loops(figures: RecordedFigures) -> Iterator[str]:
     slowest = duration(figures.slowest)
     if walls.count == 1:
         ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.failed)
+        ended += f" and was {STOPPED}" if figures.cancelled else ""
         yield f"The loop took {slowest}{ended}"
         return
     tail = "" if walls.p95 is None else f"95 % at most {duration(walls.p95)}, "
     said = f"Half of the loops took at most {duration(walls.p50)}, {tail}the slowest {slowest}"
-    yield said + (f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else "")
+    said += f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else ""
+    if figures.cancelled:
+        of = "" if failed else f" of {counted(walls.count, 'loop')}"
+        said += f"; {figures.cancelled:,}{of} {_were(figures.cancelled)} {STOPPED}"
+    yield said
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:
@@ -326,7 +350,9 @@ def _whose(one: QuotaShare) -> str:
 # Where it is from.
 
 
-def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None) -> Iterator[str]:
+def _from(
+    figures: RecordedFigures, recording: Recording | None, anchor: Anchor | None, own: int
+) -> Iterator[str]:
     sources = ", ".join(clean(one) for one in figures.sources if one) or "no format"
     inside = f", {figures.nested} of them inside tool calls" if figures.nested else ""
     door = DOORS[recording.door] if recording else "recorded"
@@ -335,6 +361,9 @@ def _from(figures: RecordedFigures, recording: Recording | None, anchor: Anchor 
         f"{what}: {counted(figures.loops, 'loop')}{inside}, {counted(figures.rounds, 'round')}, "
         f"{counted(sum(one.calls for one in figures.tools), 'call')}"
     )
+    if own:
+        are, them = ("is", "it") if own == 1 else ("are", "them")
+        yield f"{counted(own, 'more loop')} beside them {are} no recording: this verdict leaves {them} out"
     if anchor is not None and figures.began_ns is not None and figures.ended_ns is not None:
         yield f"Loops from {_date(anchor, figures.began_ns)} to {_date(anchor, figures.ended_ns)} UTC"
     yield _calls(figures, recording)
@@ -405,6 +434,11 @@ def ticks(nanoseconds: int) -> str:
 def _cannot(figures: RecordedFigures, recording: Recording | None) -> Iterator[str]:
     if not figures.loops:
         return
+    if recording is None:
+        yield (
+            "when these loops ran, what was skipped, of how many clocks their times are, and whether they "
+            "are a sample: the run.json of a run directory says so, and these are records alone"
+        )
     if recording is not None and recording.clocks > 1:
         yield (
             f"how times of different machines lay to each other: they are of {recording.clocks} clocks, "

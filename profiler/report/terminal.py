@@ -260,7 +260,9 @@ def _load(summary: Summary) -> str:
     loops = sum(strategy.loops.due for strategy in summary.strategies)
     blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
     if load.model == "recorded":
-        return f"recorded; {loops} loops counted in {counted(blocks, 'slice')} of time"
+        stopped = sum(strategy.loops.cancelled for strategy in summary.strategies)
+        beside = f"; {stopped} cancelled, neither failed nor good" if stopped else ""
+        return f"recorded; {loops} loops counted in {counted(blocks, 'slice')} of time{beside}"
     if load.model == "open":
         what = f"open load, {clean(load.arrivals or f'{number(load.rate)}/s')}"
     else:

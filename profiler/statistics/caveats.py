@@ -219,7 +219,7 @@ def defects(loops: int) -> Iterator[Caveat]:
 
 def every_loop_failed(strategy: StrategySummary) -> bool:
     """Whether loops ran and not one was good."""
-    return 0 < strategy.totals.loops == strategy.totals.failed
+    return strategy.totals.loops > 0 and not strategy.totals.good
 
 
 def error_causes(strategy: StrategySummary) -> str:
@@ -481,7 +481,7 @@ def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
             totals, causes = strategy.totals, error_causes(strategy)
             what = (
                 "no loop completed"
-                if totals.incomplete < totals.failed
+                if totals.incomplete < totals.loops
                 else "no loop had all its calls answered"
             )
             yield Caveat(

@@ -52,7 +52,8 @@ class Loops:
 
     Of the loops that ended inside: `completed` ones came to an answer (`per_second` of them), `failed`
     ones were not good (`LoopRecord.good`). Of the loops that were `due` inside: `incomplete` ones came to
-    an answer although a call had failed, `interrupted` ones were cut off after the drain.
+    an answer although a call had failed, `interrupted` ones were cut off after the drain. `cancelled` ones
+    are of a recording: they are due, but neither failed nor good, and in no rate of failures.
     """
 
     completed: int
@@ -61,6 +62,7 @@ class Loops:
     due: int = 0
     incomplete: int = 0
     interrupted: int = 0
+    cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class LeftOut:
 class Totals:
     """Everything that was recorded of one strategy, inside the windows or not.
 
-    `failed` loops were not good; `cancelled` and `incomplete` are some of them. A loop inside another's
+    `failed` loops were not `good`; `incomplete` ones are some of them, and so are `cancelled` ones, but not
+    those of a recording, which nobody cut off to end a test. A loop inside another's
     tool call does not count as a loop; its rounds, requests, calls and tokens do count. Three counts are of
     loops that were watched: calls that the model asked for and no watched tool ran, calls that could not be
     told apart, calls of watched tools that ran outside every loop. `unreadable` counts parts of replies that
@@ -188,6 +191,7 @@ class Totals:
     unheard_requests: int = 0
     internal: int = 0
     causes: dict[str, int] = field(default_factory=dict)
+    good: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +280,12 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         strategy=group.strategy,
         loops=Loops(
             completed=sum(done),
-            failed=_count_failed(table, joined(ended)),
+            failed=_count_failed(table, joined(ended)) - group.cancelled.size,
             per_second=sum(done) / sum(seconds) if sum(seconds) and rated else None,
             due=int(due.size),
             incomplete=_count_failed(table, every_answered),
             interrupted=sum(block.interrupted for block in blocks),
+            cancelled=int(group.cancelled.size),
         ),
         loop_seconds=loop_seconds,
         round_seconds=quantiles([table.round_wall[rows] for rows in rounds], _NS),
@@ -299,11 +304,11 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         phases=phases,
         speed_up=ratio(table.work, table.wall),
         efficiency=_efficiency(ratio(table.wall - table.critical, table.critical)),
-        error_types=_count(table.error[due], table.errors),
+        error_types=_count(table.error[np.setdiff1d(due, group.cancelled)], table.errors),
         tokens=_tokens(table, due),
         warm_up_loops=group.warm_up.skip,
         steady=group.warm_up.steady,
-        totals=_totals(table, group.strategy),
+        totals=_totals(table, group),
         objective_met=None if missed is None else not missed,
         objective_missed=missed or (),
         shortfalls=_count(short, table.shortfalls),
@@ -334,7 +339,8 @@ def good_loops(table: Table, block: Block, objective: Objective | None = None) -
 
 def block_failures(table: Table, block: Block) -> tuple[int, int]:
     """(failed loops, loops) of those due in the window; loops that left no record have failed."""
-    return _count_failed(table, block.due) + block.cut, block.due.size + block.cut
+    spared = block.cancelled.size
+    return _count_failed(table, block.due) - spared + block.cut, block.due.size - spared + block.cut
 
 
 def _left_out(group: Measured, table: Table) -> LeftOut | None:
@@ -482,12 +488,12 @@ def _overlap(table: Table, loops: Indices) -> Overlap | None:
     return Overlap(*(float(column.mean()) * _NS for column in found))
 
 
-def _totals(table: Table, strategy: str) -> Totals:
-    ran = table.strategy == _code(table, strategy)
+def _totals(table: Table, group: Measured) -> Totals:
+    ran = table.strategy == _code(table, group.strategy)
     calls = ran[table.call_loop]
     internal = table.errors.index(INTERNAL) if INTERNAL in table.errors else NONE - 1
     loops = ran & (table.nested == 0)
-    failed = loops & (table.good == 0)
+    failed = loops & (table.good == 0) & ~flagged(table, group.cancelled)
     return Totals(
         loops=int(np.count_nonzero(loops)),
         failed=int(np.count_nonzero(failed)),
@@ -508,7 +514,8 @@ def _totals(table: Table, strategy: str) -> Totals:
         heard_requests=int(table.heard[ran].sum()),
         unheard_requests=int(table.unheard[ran].sum()),
         internal=int(np.count_nonzero(ran & (table.error == internal))),
-        causes=_causes(table, calls, loops),
+        causes=_causes(table, calls, failed),
+        good=int(np.count_nonzero(loops & (table.good == 1))),
     )
 
 

@@ -127,11 +127,13 @@ def nothing_measured(strategies: Sequence[StrategySummary]) -> Nothing | None:
     lost = sum(one.loops.interrupted for one in strategies if not one.totals.loops)
     if not loops and not lost:
         return Nothing("nothing_measured", "nothing was measured: no loop was recorded")
-    if sum(loops.values()) == sum(each.failed for each in totals.values()):
+    if not any(each.good for each in totals.values()):
         causes = sum((Counter(each.causes) for each in totals.values()), Counter())
         most = ", ".join(f"{what} {count}" for what, count in causes.most_common(MOST_CAUSES))
         counts = ", ".join(f"{count} of {name}" for name, count in loops.items())
-        said = f"every loop failed ({counts or f'{lost} of them without a record'})"
+        stopped = sum(one.loops.cancelled for one in strategies)
+        what = "every loop failed or was cancelled" if stopped else "every loop failed"
+        said = f"{what} ({counts or f'{lost} of them without a record'})"
         return Nothing("every_loop_failed", said + (f": {most}" if most else ""))
     if all(map(unmeasured, strategies)):
         longest = max(one.window_seconds / one.blocks if one.blocks else 0.0 for one in strategies)

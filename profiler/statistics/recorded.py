@@ -89,7 +89,8 @@ class RecordedFigures:
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
     some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
     that was given, where no request went to it; `providers` are those that some did. `walls` and `slowest`
-    are of the loops that ran inside no other, `failed` counts those of them that failed by why,
+    are of the loops that ran inside no other, `failed` counts those of them that failed by why, `cancelled`
+    those that were stopped, or of which no more was recorded, before they came to an end of their own,
     `unanswered` those that came to no answer.
     """
 
@@ -135,6 +136,7 @@ class RecordedFigures:
     slowest: float | None
     failed: dict[str, int]
     unanswered: int
+    cancelled: int = 0
 
 
 @dataclass(slots=True)
@@ -164,9 +166,9 @@ class Recorded:
     """
 
     def __init__(self) -> None:
-        self._unanswered = self._loops = self._nested = self._single = self._rounds = self._called = (
-            self._parallel
-        ) = 0
+        self._cancelled = self._unanswered = self._loops = self._nested = self._single = self._rounds = (
+            self._called
+        ) = self._parallel = 0
         self._sources: dict[str, int] = {}
         self._resolution_ns = 1
         self._began_ns: int | None = None
@@ -227,7 +229,8 @@ class Recorded:
             self._single += not record.rounds_dropped and not record.rounds[0].tool_calls
         self._walls.add(record.wall_ns)
         self._unanswered += not record.answered
-        if not record.good:
+        self._cancelled += record.status == "cancelled"
+        if record.failed:
             why = _failure(record)
             known = why in self._failed or len(self._failed) < MOST_REASONS
             self._failed[why if known else OTHERS] += 1
@@ -395,6 +398,7 @@ class Recorded:
             slowest=self._walls.quantile(1.0),
             failed=dict(self._failed.most_common()),
             unanswered=self._unanswered,
+            cancelled=self._cancelled,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:

@@ -120,7 +120,7 @@ def _no_tool_calls(strategies: Sequence[StrategySummary]) -> Verdict | None:
     totals = [strategy.totals for strategy in strategies]
     if any(one.tool_calls or one.unobserved_calls for one in totals):
         return None
-    if not any(one.loops - one.failed for one in totals):
+    if not any(one.good for one in totals):
         return None
     text = no_tool_calls(
         sum(one.loops for one in totals),

@@ -33,7 +33,8 @@ class Block:
     `seconds` is the length of the window after the warm-up; `left_out` are the loops that were due before
     it opened. `interrupted` loops were cut off after the drain; `cut` counts the loops that left no
     record: some of those, and arrivals that never started. `windows` are start and end of each trial's part
-    (monotonic ns).
+    (monotonic ns). `cancelled` are those of the `due` ones that count neither as failed nor as good: of a
+    recording, which a person or a program stopped for reasons of their own.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Block:
     cut: int
     left_out: Indices = field(default_factory=lambda: _NO_ROWS)
     windows: tuple[tuple[int, int], ...] = ()
+    cancelled: Indices = field(default_factory=lambda: _NO_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,11 @@ class Measured:
     def due(self) -> Indices:
         """The loops that were due in any of the blocks."""
         return joined([block.due for block in self.blocks])
+
+    @property
+    def cancelled(self) -> Indices:
+        """Those of them that count neither as failed nor as good."""
+        return joined([block.cancelled for block in self.blocks])
 
 
 def measure(run: Run, table: Table) -> list[Measured]:
@@ -123,7 +130,16 @@ def slices(table: Table) -> list[Measured]:
     begins = [int(table.due[part[0]]) for part in parts]
     ends = [*begins[1:], max(int(table.ended[loops].max()), begins[-1])]
     blocks = tuple(
-        Block(number, (end - begin) / 1e9, part, part, 0, 0, windows=((begin, end),))
+        Block(
+            number,
+            (end - begin) / 1e9,
+            part,
+            part,
+            0,
+            0,
+            windows=((begin, end),),
+            cancelled=cancelled(table, part),
+        )
         for number, (part, begin, end) in enumerate(zip(parts, begins, ends, strict=True))
     )
     return [Measured(StrategySpec.recorded(RECORDED), 0, blocks, WarmUp(0, None))]
@@ -163,6 +179,12 @@ def good(table: Table, loops: Indices) -> NDArray[np.bool_]:
 def completed(table: Table, loops: Indices) -> Indices:
     """The loops that came to an answer, whether or not every call succeeded."""
     result: Indices = loops[table.status[loops] == OK]
+    return result
+
+
+def cancelled(table: Table, loops: Indices) -> Indices:
+    """The loops that were stopped before they came to an end of their own."""
+    result: Indices = loops[table.status[loops] == CANCELLED]
     return result
 
 
@@ -211,14 +233,14 @@ def _measure(
         kept = due_inside[late]
         ended = table.ended[loops]
         # Most loops that were cut off left a record, as cancelled; the others were only counted.
-        cancelled = int(np.count_nonzero(table.status[loops] == CANCELLED))
+        told = cancelled(table, loops).size
         block = Block(
             number=trial.block,
             seconds=max(0, trial.ended_ns - start) / 1e9,
             due=kept,
             ended=loops[(ended >= start) & (ended < trial.ended_ns)],
-            interrupted=max(trial.interrupted, cancelled),
-            cut=max(0, trial.interrupted - cancelled) + trial.dropped,
+            interrupted=max(trial.interrupted, told),
+            cut=max(0, trial.interrupted - told) + trial.dropped,
             left_out=due_inside[~late],
             windows=((start, trial.ended_ns),),
         )

@@ -13,6 +13,7 @@ from profiler.proxy.observing import Watching
 from profiler.proxy.routes import routes
 from profiler.proxy.seen import Exchange
 from profiler.proxy.server import ProxyServer
+from profiler.proxy.through import behind_proxies
 from profiler.proxy.upstream import Pool
 
 WAIT = 60.0
@@ -139,8 +140,12 @@ async def proxied(
     server_tls: ssl.SSLContext | None = None,
     client_tls: ssl.SSLContext | None = None,
     allowed: tuple[str, ...] = (),
+    through: str | None = None,
 ) -> AsyncIterator[Proxied]:
-    """A proxy whose upstream hands each connection to `handler`. `{port}` in a spec is the upstream's."""
+    """A proxy whose upstream hands each connection to `handler`. `{port}` in a spec is the upstream's.
+
+    `through` is the URL of a proxy of the environment's that upstreams are behind.
+    """
     accepted: list[Wire] = []
     tasks: set[asyncio.Task[None]] = set()
 
@@ -160,7 +165,10 @@ async def proxied(
     seen = observer or Seen()
     said: list[str] = []
     server = ProxyServer(
-        routes([one.format(port=port) for one in specs], [one.format(port=port) for one in mcp]),
+        behind_proxies(
+            routes([one.format(port=port) for one in specs], [one.format(port=port) for one in mcp]),
+            lambda url, here: through,
+        ),
         Watching(seen, loop, said.append),
         Pool(loop, client_tls),
         {},

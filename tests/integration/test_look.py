@@ -349,7 +349,7 @@ def test_page_of_records_is_whole_at_any_width_and_accessible(
     records = [replace(record, name=("support", "search")[k % 2]) for k, record in enumerate(made(count))]
     records[-1] = unseen(records[-1], "</script><script>document.title=9</script>")
     (tmp_path / "records.jsonl").write_bytes(b"".join(encode(record) + b"\n" for record in records))
-    path = write_any(tmp_path / "records.jsonl")
+    path = write_any(tmp_path / "records.jsonl").path
     assert path.stat().st_size < 2_000_000
     for width, scheme in ((1440, "light"), (360, "dark")):
         with watched(browser, width, scheme) as seen:

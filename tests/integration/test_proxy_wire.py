@@ -718,3 +718,121 @@ async def test_https_upstreams_are_checked_and_named(tmp_path: Path) -> None:
             else:
                 assert b"Host: localhost:%d\r\n" % proxy.upstream_port in body
     assert names[0] == "localhost"
+
+
+@contextlib.asynccontextmanager
+async def environments_proxy(answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"):  # type: ignore[no-untyped-def]
+    """A proxy as companies have it: its address, and the heads that came. What it accepts it tunnels."""
+    heads: list[bytes] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            heads.append(head)
+            writer.write(answer)
+            if head.startswith(b"CONNECT ") and b" 200 " in answer:
+                to = head.split()[1].decode().rpartition(":")
+                up_reader, up_writer = await asyncio.open_connection(to[0], int(to[2]))
+                await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=WAIT)
+
+
+async def test_an_https_upstream_behind_a_proxy_is_asked_through_a_tunnel(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(secure)
+    file = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(file)
+    async with (
+        environments_proxy() as (address, heads),
+        proxied(
+            echo,
+            specs=("https://localhost:{port}",),
+            server_tls=secure,
+            client_tls=tls_context(file),
+            through=f"http://us%40er:secret@{address}",
+        ) as proxy,
+    ):
+        wire = await proxy.connect()
+        for _ in range(2):  # the tunnel is kept
+            await wire.send(GET)
+            head, body = await wire.message()
+            assert head.startswith(b"HTTP/1.1 200")
+            assert body == b"GET /v1/models HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % proxy.upstream_port
+        assert heads == [
+            b"CONNECT localhost:%d HTTP/1.1\r\nHost: localhost:%d\r\n"
+            b"Proxy-Authorization: Basic dXNAZXI6c2VjcmV0\r\n\r\n"
+            % (proxy.upstream_port, proxy.upstream_port)
+        ]
+        first, second = await proxy.seen.exchanges(2)
+        assert (first.reused, second.reused) == (False, True)
+
+
+async def test_a_proxy_that_declines_is_a_502_that_names_it_and_no_secret() -> None:
+    declined = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    async with (
+        environments_proxy(declined) as (address, _),
+        proxied(
+            echo,
+            specs=("https://localhost:{port}",),
+            client_tls=tls_context(),
+            through=f"http://user:canary@{address}",
+        ) as proxy,
+    ):
+        head, body = await proxy.ask(GET)
+        assert head.startswith(b"HTTP/1.1 502")
+        said = orjson.loads(body)["error"]["message"]
+        assert f"cannot reach https://localhost:{proxy.upstream_port} (through the proxy {address})" in said
+        assert "it answered CONNECT with HTTP/1.1 407 Proxy Authentication Required" in said
+        assert "canary" not in said + str(proxy.said)
+
+
+async def test_an_http_upstream_behind_a_proxy_is_asked_of_the_proxy() -> None:
+    async with (
+        environments_proxy(OK) as (address, heads),
+        proxied(echo, specs=("http://models.example/base",), through=address) as proxy,
+    ):
+        _, body = await proxy.ask(GET)
+        assert body == b"ok"
+        assert heads == [b"GET http://models.example/base/v1/models HTTP/1.1\r\nHost: models.example\r\n\r\n"]
+
+
+async def test_a_host_is_reached_though_one_of_its_addresses_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # its queue of connections is full: the kernel answers no further one
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        async with proxied(echo, specs=("http://models.example",)) as proxy:
+            ports = [silent.getsockname()[1], proxy.upstream_port]
+
+            async def addresses(host: str, port: int, **_: object) -> list[object]:
+                assert (host, port) == ("models.example", 80)
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", one)) for one in ports]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+            _, body = await proxy.ask(GET)
+            assert body == b"GET /v1/models HTTP/1.1\r\nHost: models.example\r\n\r\n"

@@ -276,7 +276,7 @@ def test_a_recorded_run_says_what_it_is_good_for(browser: Any, tmp_path: Path) -
         *drafts, title=HOSTILE[0], read={HOSTILE[1]: 9}, skipped={HOSTILE[0]: 1}, notes=(HOSTILE[2],)
     )
     found = recording_data.directory_of(tmp_path, run, recording_data.records(*drafts))
-    path = write_any(found.path)
+    path = write_any(found.path).path
     assert "\x1b" not in path.read_text("utf-8")
     for width, scheme in ((1440, "light"), (360, "dark")):
         with watched(browser, width, scheme) as seen:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from profiler.errors import UsageError
+from profiler.providers.endpoint import proxy_of
 from profiler.proxy.routes import Upstream, routes
+from profiler.proxy.through import behind_proxies
 
 TWO = ("https://api.openai.com", "https://api.anthropic.com/")
 NAMED = ("openai=https://gate.example/v1", "anthropic=https://gate.example/claude")
@@ -139,3 +141,33 @@ def test_upstreams_that_cannot_be_told_apart_or_asked(
         routes(specs, mcp)
     assert words in str(caught.value)
     assert "pw-1" not in str(caught.value)
+
+
+def test_upstreams_are_behind_the_proxies_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    urls = [
+        "/a=https://api.example",
+        "/b=http://10.0.0.8:8000/v1",
+        "/c=https://own.example",
+        "/d=http://localhost:1",
+    ]
+
+    def through() -> list[str]:
+        found = behind_proxies(routes(urls), proxy_of)
+        return ["" if one.through is None else str(one.through) for one in found.upstreams]
+
+    assert through() == [""] * 4
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:canary@proxy.example:3128")
+    monkeypatch.setenv("HTTP_PROXY", "plain.example")
+    monkeypatch.setenv("NO_PROXY", "own.example")
+    assert through() == ["proxy.example:3128", "plain.example:80", "", ""]  # none for this machine
+    assert "canary" not in repr(behind_proxies(routes(urls), proxy_of).upstreams)
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.example:1080")
+    with pytest.raises(UsageError) as raised:
+        through()
+    assert str(raised.value) == (
+        "HTTPS_PROXY: only a proxy that is asked by http can be used, as in http://proxy.example:3128; "
+        "NO_PROXY=api.example has https://api.example asked directly"
+    )

@@ -13,10 +13,10 @@ import pytest
 from profiler.cli import main
 from profiler.limits.known import parse_quota
 from profiler.recordings.drafts import LoopDraft
-from profiler.records import Attempt
+from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import write_any
 from profiler.report.recorded import MOST_LINES, UNFINISHED, render_recorded, ticks, words
-from profiler.rundir import Recording
+from profiler.rundir import Recording, Run
 from profiler.statistics.recorded import recorded_figures
 from tests.unit.recording_data import MS, bound, directory_of, exact, loop, records, run_of
 
@@ -36,6 +36,11 @@ def bounded(at: float) -> LoopDraft:
 
 def found(*loops: LoopDraft) -> list[str]:
     return words(recorded_figures(records(*loops))).found
+
+
+def said_of(run: Run, of: Sequence[LoopRecord], width: int, tally: bool = True) -> str:
+    """What the terminal says of a recorded run."""
+    return render_recorded(run.scenario, recorded_figures(of, run.recording), run, width, tally=tally)
 
 
 def cannot(*loops: LoopDraft, **more: object) -> str:
@@ -159,7 +164,7 @@ def test_calls_with_upper_bounds_that_cannot_have_overlapped_are_said_not_to() -
 
 def test_terminal_says_how_long_loops_took_and_how_many_failed() -> None:
     dead = replace(records(turn(0))[0], status="error", error_type="connection")
-    text = " ".join(render_recorded(run_of(turn(0), turn(1000)), [dead, *records(turn(1000))], 110).split())
+    text = " ".join(said_of(run_of(turn(0), turn(1000)), [dead, *records(turn(1000))], 110).split())
     assert "Half of the loops took at most" in text
     assert "1 of 2 loops failed (connection 1)." in text
 
@@ -206,24 +211,25 @@ def test_two_proxied_runs_name_the_exact_time_of_rounds_of_several_calls(
 
 
 def test_loops_that_failed_come_first_where_they_are_half_of_all() -> None:
-    """Those that were cancelled or had a call that failed have failed too; one inside a call is no other."""
+    """So have those with a failed call, but not those that were cancelled; one inside a call is no other."""
     down: Any = {"status": "error", "error_type": "connection"}
     dead = [loop([], at=1000.0 * n, until=70, **down) for n in range(2)]
     broken = loop([exact("search", 100, 400, status="error")], at=4000)
     stopped, inside = loop([], at=5000, status="cancelled"), loop([], at=100, parent="loop-4000", **down)
 
     def said(*loops: LoopDraft) -> list[str]:
-        return render_recorded(run_of(*loops), records(*loops), 200, tally=False).splitlines()
+        return said_of(run_of(*loops), records(*loops), 200, tally=False).splitlines()
 
     assert said(dead[0])[0] == "The loop took 70.0 ms and failed (connection)."
     assert said(*dead, broken, stopped, inside)[0] == (
-        "Half of the loops took at most 85.0 ms, the slowest 400 ms; 4 of 4 loops failed (connection 2, "
-        "error (search) 1, cancelled 1)."
+        "Half of the loops took at most 85.0 ms, the slowest 400 ms; 3 of 4 loops failed (connection 2, "
+        "error (search) 1); 1 was cancelled, or cut off in the recording."
     )
     assert said(broken)[0].startswith("No round asked for several calls")  # it came to an answer
     some = said(*(turn(1000.0 * n) for n in range(9)), stopped)
     assert some[0].startswith("9 rounds ran their calls one after another")
-    assert any(one.endswith("1 of 10 loops failed (cancelled 1).") for one in some)
+    assert any(one.endswith("1 of 10 loops was cancelled, or cut off in the recording.") for one in some)
+    assert said(stopped)[0] == "The loop took 100 ms and was cancelled, or cut off in the recording."
     assert not any("failed" in one for one in said(turn(0)))
 
 
@@ -243,7 +249,7 @@ def test_requests_that_no_span_joins_are_no_loops() -> None:
 def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], width: int) -> None:
     skipped = {f"reason {n}": n for n in range(40)}
     run = run_of(*loops, read={"otel": 99}, skipped=skipped, notes=tuple(f"note {n}" * 20 for n in range(20)))
-    text = render_recorded(run, records(*loops), width)
+    text = said_of(run, records(*loops), width)
     lines = text.splitlines()
     assert len(lines) <= MOST_LINES
     assert max(map(len, lines)) <= width
@@ -253,7 +259,7 @@ def test_terminal_has_no_more_than_so_many_lines(loops: Sequence[LoopDraft], wid
 def test_terminal_tells_the_tally(tmp_path: Path) -> None:
     loops = [turn(0), bounded(1000)]
     run = run_of(*loops, read={"otel": 12}, skipped={"torn line": 1}, resolution_ns=1000, clocks=2, clamped=3)
-    text = " ".join(render_recorded(run, records(*loops), 110).split())
+    text = " ".join(said_of(run, records(*loops), 110).split())
     assert "traces.jsonl, imported (otel): 2 loops, 2 rounds, 4 calls." in text
     assert (
         "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
@@ -269,7 +275,7 @@ def headings(page: str) -> list[str]:
 def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_there(tmp_path: Path) -> None:
     loops = [turn(0), overlapped(1000), bounded(2000)]
     directory = directory_of(tmp_path, run_of(*loops, title="traces of <today>"), records(*loops))
-    page = write_any(directory.path).read_text("utf-8")
+    page = write_any(directory.path).path.read_text("utf-8")
     assert headings(page)[:2] == ["In short", "Calls at once"]
     assert "What is not here, and why" in headings(page)
     assert "Strategies side by side" not in headings(page)
@@ -303,10 +309,52 @@ def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_the
 
 def test_page_of_a_recorded_run_without_a_loop_says_so(tmp_path: Path) -> None:
     directory = directory_of(tmp_path, run_of(read={"otel": 5}, skipped={"no agent": 5}), [])
-    page = write_any(directory.path).read_text("utf-8")
+    page = write_any(directory.path).path.read_text("utf-8")
     assert headings(page) == ["What was recorded", "What is not here, and why"]
     assert "No loop was recorded" in page
     assert "no agent 5" in page
+
+
+def test_records_without_their_run_directory_have_the_same_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loops = [turn(0), bounded(1000)]
+    directory = directory_of(tmp_path, run_of(*loops), records(*loops))
+    assert main(["report", str(directory.path)]) == 0
+    of_run = " ".join(capsys.readouterr().out.split())
+    bare = tmp_path / "bare.jsonl"
+    bare.write_bytes(directory.records_path.read_bytes())
+    assert main(["report", str(bare), "--quota", "2rpm"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    sentence = (
+        "1 round ran its calls one after another: gathered it would have taken 25 % less (estimate; 50 %"
+    )
+    assert sentence in said
+    assert sentence in of_run
+    assert "bare.jsonl, recorded (otel): 2 loops, 2 rounds, 4 calls." in said
+    assert "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns." in said
+    assert "at most 2 of 2 requests in any minute of this recording alone, 100 % of it" in said
+    assert "not told: when these loops ran, what was skipped, of how many clocks" in said
+    assert "these are records alone" not in of_run
+    assert said.endswith(f"{tmp_path / 'bare.html'}")
+    page = (tmp_path / "bare.html").read_text("utf-8")
+    assert "When these loops ran, what was skipped, of how many clocks" in page
+
+
+def test_loops_beside_recorded_ones_are_counted_and_not_concluded_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = replace(records(turn(5000))[0], source="", id="own")
+    bare = tmp_path / "bare.jsonl"
+    bare.write_bytes(b"".join(encode(one) + b"\n" for one in [*records(turn(0)), own]))
+    assert main(["report", str(bare)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 more loop beside them is no recording: this verdict leaves it out." in said
+    bare.write_bytes(encode(own) + b"\n")
+    assert main(["report", str(bare)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'bare.html'}\n"
+    assert main(["report", str(bare), "--quota", "2rpm"]) == 2
+    assert f"--quota is for recorded loops: {bare} holds none" in capsys.readouterr().err
 
 
 def test_quota_on_the_command_line_is_for_recorded_runs(
@@ -323,6 +371,6 @@ def test_quota_on_the_command_line_is_for_recorded_runs(
 
 def test_terminal_says_that_a_recording_goes_on() -> None:
     run = run_of(turn(0))
-    assert UNFINISHED not in " ".join(render_recorded(run, records(turn(0)), 100).split())
-    going_on = render_recorded(replace(run, finished=False), records(turn(0)), 100)
+    assert UNFINISHED not in " ".join(said_of(run, records(turn(0)), 100).split())
+    going_on = said_of(replace(run, finished=False), records(turn(0)), 100)
     assert UNFINISHED in " ".join(going_on.split())

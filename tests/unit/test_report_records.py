@@ -47,7 +47,7 @@ def headings(page: str) -> list[str]:
 
 def test_page_of_one_loop_explains_it_first(tmp_path: Path) -> None:
     file = written(tmp_path / "records.jsonl", made(1))
-    page = write_any(file).read_text("utf-8")
+    page = write_any(file).path.read_text("utf-8")
     assert (tmp_path / "records.html").is_file()
     assert headings(page)[:3] == ["In short", "Why it took so long", "Timeline"]
     assert "210 ms; most of it (95 %): the model (2 requests, slowest 100 ms)." in page
@@ -137,13 +137,13 @@ def test_directory_of_files_of_records_makes_one_page(tmp_path: Path) -> None:
     assert [path.name for path in files_of(tmp_path)] == ["a.jsonl", "b.jsonl"]
     bare = gather_files(tmp_path)
     assert [record.id for _, record in bare.rows.values()] == [record.id for record in records]
-    assert write_any(tmp_path) == tmp_path / "report.html"
+    assert write_any(tmp_path).path == tmp_path / "report.html"
 
 
 def test_run_of_one_loop_has_the_page_of_its_records(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, run([]))
     written(directory.records_path, made(1))
-    page = write_any(directory.path)
+    page = write_any(directory.path).path
     assert page == directory.path / "report.html"
     assert "Timeline" in headings(page.read_text("utf-8"))
 
@@ -151,7 +151,7 @@ def test_run_of_one_loop_has_the_page_of_its_records(tmp_path: Path) -> None:
 def test_page_is_as_private_as_its_records(tmp_path: Path) -> None:
     file = written(tmp_path / "records.jsonl", made(1))
     file.chmod(0o600)
-    assert write_any(file).stat().st_mode & 0o777 == 0o600
+    assert write_any(file).path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,22 @@ def test_page_and_terminal_of_records_know_mcp_servers(tmp_path: Path) -> None:
     assert "0 requests, 12 calls" in in_a_line(records[0], records[0])
     assert "MCP" not in render_loops(made(2))
     assert "MCP servers" not in headings(render_records(gather_records(made(2), "these")))
+
+
+def test_loop_that_was_cancelled_has_not_failed() -> None:
+    """As a script is that gets Ctrl-C: said apart, in the terminal and on the page."""
+    records = made(5)
+    records[3] = replace(records[3], status="cancelled")
+    assert lead(records[3]).startswith("240 ms, cancelled; most of it")
+    assert in_a_line(records[3], records[0]).startswith("240 ms, cancelled, began at 3.00 s")
+    assert several(records) == ("5 loops: half took at most 230 ms, the slowest 250 ms; 1 was cancelled")
+    page = render_records(gather_records(records, "x"))
+    assert "the slowest 250 ms; 1 was cancelled." in page
+    assert "loop 4 of 5: 240 ms, cancelled (began at 3.00 s)" in page
+    assert "failed" not in headings(page)
+    records[1] = replace(records[1], status="error", error_type="http_429")
+    assert several(records).endswith("; 1 failed (http_429 1); 1 was cancelled")
+    bare = gather_records([*records, replace(records[0], id="other", name="other")], "x")
+    (several_kinds, _) = bare.summaries
+    assert (several_kinds.failure_rate.value, several_kinds.loops.cancelled) == (1 / 4, 1)
+    assert ">cancelled</" in render_records(bare)

@@ -155,3 +155,34 @@ def test_one_recording_is_judged_and_its_verdict_printed(
     assert summary["load"]["model"] == "recorded"
     assert main(["compare", path, "--slo", "p95<2s", "--format", "markdown"]) == 0
     assert "- No round asked for several calls" in capsys.readouterr().out
+
+
+def test_cancelled_loops_of_a_recording_have_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of(name: str, failed: int, cancelled: int, good: int) -> RunDirectory:
+        ends = [{"status": "error", "error_type": "http_500"}] * failed
+        ends += [{"status": "cancelled"}] * cancelled + [{}] * good
+        drafts = [
+            loop([exact("search", 10, 300)], at=2000.0 * n, model=10, **end) for n, end in enumerate(ends)
+        ]
+        return directory_of(tmp_path / name, run_of(*drafts), records(*drafts))
+
+    then, now = of("then", 1, 2, 7), of("now", 1, 5, 4)
+    table = tabulate(now.records())
+    (measured,) = measure(now.load(), table)
+    found = figures(measured, table)
+    assert found.failure_rate.value == 1 / 5
+    assert (found.loops.due, found.loops.failed, found.loops.cancelled) == (10, 1, 5)
+    assert (found.totals.failed, found.totals.cancelled, found.totals.good) == (1, 5, 4)
+    assert found.error_types == found.totals.causes == {"http_500": 1}
+    assert main(["compare", str(then.path), str(now.path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Cancelled, or cut off in the recording: 2 of 10 loops → 5 of 10 loops; these count neither" in said
+    )
+    assert main(["compare", str(now.path), "--fail-on", "errors > 50%"]) == 0
+    assert "; 5 cancelled, neither failed nor good" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", str(of("stopped", 0, 3, 0).path), "--fail-on", "errors > 50%"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "every loop failed or was cancelled (3 of recorded)" in said

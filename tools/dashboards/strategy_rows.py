@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from profiler import metrics, palette
 from profiler.metrics import Metric
+from profiler.records import RECORDED
 from tools.dashboards.panels import (
     AMBER,
     GREEN,
@@ -72,7 +73,7 @@ def verdict() -> list[Panel]:
             "Failed loops",
             "Which share of loops failed: no answer, an answer although a tool call had failed, or (open "
             "load) an arrival that never started? Quantiles flatter a strategy that fails: read this first. "
-            "The tool and model rows say what failed.",
+            "The tool and model rows say what failed. Recorded loops that were cancelled are left out.",
             "percentunit",
             failed(WHOLE.rate, by),
             steps=((None, NEUTRAL), (0.01, AMBER), (0.05, RED)),
@@ -289,9 +290,16 @@ def per_wall_second(counted: Counted, part: Metric, by: str, **matchers: str) ->
 
 
 def failed(counted: Counted, by: str, **matchers: str) -> str:
-    """Share of loops that failed, as `compare` prints it; 0, not absent, when none did."""
+    """Share of loops that failed, as `compare` prints it; 0, not absent, when none did.
+
+    Of recorded loops those that were cancelled are left out, where they can be told apart by their strategy.
+    """
     good = counted(metrics.LOOP_DURATION, "_count", by=by, status="=ok", **matchers)
     every = every_loop(counted, by, **matchers)
+    if "strategy" in by:
+        own = {**matchers, "strategy": f"={RECORDED}", "status": "=cancelled"}
+        stopped = counted(metrics.LOOP_DURATION, "_count", by=by, **own)
+        every = f"({every} - ({stopped} or 0 * {every}))"
     return f"1 - ({good} or 0 * {every}) / ({every} > 0)"
 
 

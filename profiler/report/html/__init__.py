@@ -18,11 +18,12 @@ from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
 from profiler.report.html.markup import name, text
 from profiler.report.html.page import Section, libraries, page, write_page
-from profiler.report.html.records import write_records
+from profiler.report.html.records import Written, write_records
 from profiler.report.text import clean, counted
 from profiler.rundir import RunDirectory
+from profiler.statistics.recorded import recorded_figures
 
-__all__ = ["Material", "gather", "render", "write_any", "write_report"]
+__all__ = ["Material", "Written", "gather", "render", "write_any", "write_report"]
 
 REPORT = "report.html"
 
@@ -41,11 +42,11 @@ def write_report(directory: RunDirectory, out: Path | None = None, material: Mat
     return write_page(path, found, directory.records_path)
 
 
-def write_any(path: Path, out: Path | None = None, quota: KnownQuota | None = None) -> Path:
+def write_any(path: Path, out: Path | None = None, quota: KnownQuota | None = None) -> Written:
     """Write the page of whatever `path` is: a run directory, a file of records, or a directory of such files.
 
     That of a run in which nothing was measured, as `profiler run` leaves one, or of a recorded one, is of its
-    records. What a recorded run used is held against a `quota`. Raises `RecordError`, `UsageError`.
+    records. What recorded loops used is held against a `quota`. Raises `RecordError`, `UsageError`.
     """
     if RunDirectory.is_one(path):
         directory = RunDirectory.open(path)
@@ -53,7 +54,9 @@ def write_any(path: Path, out: Path | None = None, quota: KnownQuota | None = No
         if run.recording is not None:
             out = path / REPORT if out is None else out
             if not directory.records_path.stat().st_size:
-                return write_page(out, recorded.render_empty(run), directory.records_path)
+                none = recorded_figures((), run.recording, quota)
+                write_page(out, recorded.render_empty(run, none), directory.records_path)
+                return Written(out, run.scenario, none, run)
             return write_records(directory.records_path, out, run.scenario, run, quota)
         if quota is not None:
             raise UsageError(
@@ -62,7 +65,7 @@ def write_any(path: Path, out: Path | None = None, quota: KnownQuota | None = No
         # A load test that ended in its first trial has incidents to show; `run` has had no first loop.
         led = run.trials or run.loop_seconds is not None
         if led or not directory.records_path.stat().st_size:
-            return write_report(directory, out)
+            return Written(write_report(directory, out))
         title = str(run.arguments.get(SCRIPT) or run.arguments.get("agent") or run.scenario)
         return write_records(directory.records_path, path / REPORT if out is None else out, title)
     if not path.exists():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from profiler import records as records_file
-from profiler.errors import RecordError
+from profiler.errors import RecordError, UsageError
 from profiler.limits.known import KnownQuota
 from profiler.records import LoopRecord
 from profiler.report.html.data import lines_of
@@ -21,7 +21,7 @@ from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.recorded import Recorded, RecordedFigures
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.windows import Block, Indices, Measured, WarmUp
+from profiler.statistics.windows import Block, Indices, Measured, WarmUp, cancelled
 from profiler.strategies import StrategySpec
 
 Again = Callable[[set[int]], Iterator[tuple[int, LoopRecord]]]
@@ -81,6 +81,11 @@ class Bare:
     run: Run | None = None
 
     @property
+    def own(self) -> int:
+        """How many loops are no recording, where others are."""
+        return 0 if self.recorded is None else int(self.table.nested.size) - self.recorded.loops
+
+    @property
     def tops(self) -> Indices:
         """Rows of the loops that ran inside no other, or of all where there are only such."""
         top = np.flatnonzero(self.table.nested == 0)
@@ -92,7 +97,8 @@ def gather_files(
 ) -> Bare:
     """The material of a file of records, or of a directory of such files; each is read twice.
 
-    `run` is the recorded run that they are of; its use is held against a `quota`.
+    `run` is the recorded run that they are of; what recorded loops used is held against a `quota`. Raises
+    `RecordError`, `UsageError` where there is a quota and no recorded loop.
     """
     files = records_file.files_of(path)
     counts: list[int] = []
@@ -116,6 +122,10 @@ def gather_files(
     found = _gather(title or path.name or str(path), every(), again, recorded)
     if found is None:
         raise RecordError(f"{path}: no loops: there are no records in it")
+    if quota is not None and not recorded.loops and run is None:
+        raise UsageError(
+            f"--quota is for recorded loops: {path} holds none (profiler tune has one of its own)"
+        )
     if recorded.loops or run is not None:
         found.run = run
         found.recorded = recorded.result(None if run is None else run.recording, quota)
@@ -204,7 +214,8 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 def _measured(label: str, rows: Indices, table: Table) -> Measured:
     """A kind of loops as one window: without blocks there are no intervals."""
     spent = int(table.ended[rows].max() - table.started[rows].min()) / 1e9
-    return Measured(StrategySpec.recorded(label), 1, (Block(0, spent, rows, rows, 0, 0),), WarmUp(0, None))
+    one = Block(0, spent, rows, rows, 0, 0, cancelled=cancelled(table, rows))
+    return Measured(StrategySpec.recorded(label), 1, (one,), WarmUp(0, None))
 
 
 def _chosen(bare: Bare) -> list[int]:
@@ -218,7 +229,7 @@ def _chosen(bare: Bare) -> list[int]:
     for group in bare.shown:
         due = group.due[np.argsort(walls[group.due], kind="stable")]
         rows += [int(due[-1]), int(due[(due.size - 1) // 2])]
-    failed = tops[table.good[tops] == 0]
+    failed = tops[table.good[tops] == 0]  # those that were cancelled among them
     _, first = np.unique(table.error[failed], return_index=True)  # one of each kind, then more
     rows += [int(row) for row in [*failed[np.sort(first)], *failed][:MOST_FAILED]]
     return list(dict.fromkeys(rows))[:MOST_CASES]

@@ -46,7 +46,8 @@ def colours(bare: Bare) -> list[str]:
 
 
 def groups(bare: Bare) -> str:
-    """A row for each kind: how many, how long, how many failed."""
+    """A row for each kind: how many, how long, how many failed, and were cancelled if any was."""
+    stopped = any(one.loops.cancelled for one in bare.summaries)
     grid = Grid(
         "Kinds of loops",
         [
@@ -55,6 +56,7 @@ def groups(bare: Bare) -> str:
             "p50",
             "p95",
             "failed",
+            *(["cancelled"] if stopped else []),
             "requests per loop",
             "calls per loop",
             "speed-up",
@@ -75,6 +77,7 @@ def groups(bare: Bare) -> str:
                 seconds(one.loop_seconds.p50.value),
                 seconds(one.loop_seconds.p95.value),
                 Cell(percent(failed), failed, kind="bad" if failed else ""),
+                *([Cell(str(one.loops.cancelled), float(one.loops.cancelled))] if stopped else []),
                 Cell(number(requests / loops), requests / loops),
                 Cell(number(calls / loops), calls / loops),
                 Cell(

@@ -9,7 +9,7 @@ from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
-from profiler.statistics.recorded import Recorded, RecordedFigures
+from profiler.statistics.recorded import RecordedFigures
 from profiler.statistics.rounds import LIMITS, Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
 from profiler.statistics.tool_latency import MOST_TICKS
@@ -33,9 +33,12 @@ ABSENT = (
 """Parts of a load test's page that this one lacks, and why."""
 
 
-def verdict(figures: RecordedFigures, run: Run | None, of_loops: Sequence[str] = ()) -> str:
-    """The sentences, those `of_loops` among them; what cannot be told; where all of it is from."""
-    said = words(figures) if run is None else words(figures, run.recording, run.anchor)
+def verdict(figures: RecordedFigures, run: Run | None, of_loops: Sequence[str] = (), own: int = 0) -> str:
+    """The sentences, those `of_loops` among them; what cannot be told; where all of it is from.
+
+    `own` counts loops on the page that are no recording.
+    """
+    said = words(figures, own=own) if run is None else words(figures, run.recording, run.anchor, own)
     lead, *others = said.found or ["There is nothing to say"]
     parts = [f'<p class="verdict lead">{text(f"{lead}.", 2000)}</p>']
     parts += [f'<p class="verdict">{text(f"{one}.", 2000)}</p>' for one in others]
@@ -153,9 +156,8 @@ def facts(figures: RecordedFigures, run: Run | None) -> list[str]:
     return shown if run is None or run.finished else [*shown, "still being recorded, or cut short"]
 
 
-def render_empty(run: Run) -> str:
-    """The page of a recorded run that has no loop (yet)."""
-    figures = Recorded().result(run.recording)
+def render_empty(run: Run, figures: RecordedFigures) -> str:
+    """The page of a recorded run that has no loop (yet); the figures are of none."""
     sections = [
         Section("verdict", "What was recorded", "", verdict(figures, run)),
         Section("absent", "What is not here, and why", "", absent()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,27 @@ from profiler.report.html.markup import (
 )
 from profiler.report.html.page import Section, libraries, page, write_page
 from profiler.report.html.waterfalls import MOST_BYTES, loop
-from profiler.report.look import failures, lead, said_of
+from profiler.report.look import ended, failures, lead, said_of
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import of_several
 from profiler.rundir import Run
 from profiler.statistics.figures import Tokens
+from profiler.statistics.recorded import RecordedFigures
+from profiler.statistics.windows import cancelled
 
 FEWEST_FOR_CURVES = 5
 MOST_REASONS = 30
+
+
+class Written(NamedTuple):
+    """A page, and where it is. `recorded` are the figures of those loops on it that are a recording, `run` is
+    the recorded run that they are of, `own` counts the loops beside them."""
+
+    path: Path
+    title: str = ""
+    recorded: RecordedFigures | None = None
+    run: Run | None = None
+    own: int = 0
 
 
 def write_records(
@@ -43,16 +56,18 @@ def write_records(
     title: str | None = None,
     run: Run | None = None,
     quota: KnownQuota | None = None,
-) -> Path:
-    """Write the page of a file of records, or of a directory of such files; returns where it is.
+) -> Written:
+    """Write the page of a file of records, or of a directory of such files.
 
     `title` None: the name of the file. `out` None: beside the file, under its name with `.html`, or
     `report.html` in the directory. `run` is the recorded run that they are of; its use of a `quota` is held
-    against it. Raises `RecordError`.
+    against it. Raises `RecordError`, `UsageError`.
     """
     if out is None:
         out = path / "report.html" if path.is_dir() else path.with_suffix(".html")
-    return write_page(out, render_records(gather_files(path, title, run, quota)), files_of(path)[0])
+    bare = gather_files(path, title, run, quota)
+    write_page(out, render_records(bare), files_of(path)[0])
+    return Written(out, bare.source, bare.recorded, run, bare.own)
 
 
 def render_records(bare: Bare) -> str:
@@ -61,7 +76,7 @@ def render_records(bare: Bare) -> str:
     alone = bare.table.nested.size == 1
     figures = bare.recorded
     of_loops = (_lead(bare), *_notes(bare))
-    said = _verdict(bare) if figures is None else recorded.verdict(figures, bare.run, of_loops)
+    said = _verdict(bare) if figures is None else recorded.verdict(figures, bare.run, of_loops, bare.own)
     sections = [Section("verdict", "In short", "", said)]
     if figures is not None and figures.parallel:
         sections.append(Section("calls", "Calls at once", recorded.ABOUT_CALLS, recorded.calls(figures)))
@@ -183,16 +198,17 @@ def _verdict(bare: Bare) -> str:
 def _lead(bare: Bare) -> str:
     table, tops = bare.table, bare.tops
     walls = (table.ended - table.started)[tops] / 1e9
-    failed = [record for _, record in bare.rows.values() if not record.good]
+    failed = [record for _, record in bare.rows.values() if record.failed]
     if tops.size == 1 and bare.rows:
         record = next(
             record for _, record in bare.rows.values() if table.nested.size == 1 or not record.nested
         )
         return f"{lead(record)}."
-    count = int(np.count_nonzero(table.good[tops] == 0))
+    stopped = int(cancelled(table, tops).size)
+    count = int(np.count_nonzero(table.good[tops] == 0)) - stopped
     p95 = float(np.quantile(walls, 0.95))
     why = ", ".join(f"{clean(what)} {count}" for what, count in _reasons(bare)[:3])
-    return f"{said_of(walls.tolist(), count, why or failures(failed), p95)}."
+    return f"{said_of(walls.tolist(), count, why or failures(failed), p95, stopped)}."
 
 
 def _reasons(bare: Bare) -> list[tuple[str, int]]:
@@ -268,8 +284,8 @@ def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
         elif record.wall_ns == slowest:
             label += ", the slowest"
         label += f": {duration(record.wall_ns / 1e9)}"
-        if not record.good:
-            label += f", failed ({failures([record], 1)})"
+        if how := ended(record):
+            label += f", {how}"
         began = (record.started_ns - int(bare.table.started.min())) / 1e9
         found.append(f"{label} (began at {duration(began, 's')})")
     return found
