@@ -71,10 +71,14 @@ class PlainServer:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self.url = f"{'http' if context is None else 'https'}://{self.host}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # ends `accept`, which closing alone does not on Linux
         self._listening.close()
+        self._thread.join(60)
 
     def _accept(self) -> None:
         while True:

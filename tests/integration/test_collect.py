@@ -180,7 +180,7 @@ def test_the_first_signal_writes_what_is_open_and_the_second_leaves_it_for_the_n
         assert (code, "1 loop of 4 spans" in out) == (130, True)
         (record,) = collector.records()
         assert (record.status, len(record.rounds)) == ("cancelled", 2)
-    with collecting(tmp_path / "two") as collector:
+    with collecting(tmp_path / "two", "--grace", "250s") as collector:
         for _ in range(20):
             collector.send(*(one for _ in range(200) for one in loop()))
         collector.process.send_signal(signal.SIGTERM)
