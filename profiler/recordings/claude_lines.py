@@ -84,15 +84,12 @@ def parts_of(lines: Sequence[Line]) -> Parts:
         if line.side and not agent:
             agent = chains.get(line.uuid, "side")
         parts.setdefault((line.session, agent if line.side or agent else ""), []).append(line)
-    restored = 0
+    left_out = {id_ for part in parts.values() for id_ in _restored(part)}
+    if left_out:
+        parts = {key: [line for line in part if id(line) not in left_out] for key, part in parts.items()}
     holders: dict[str, set[str]] = {}
-    for key, part in parts.items():
-        if left_out := _restored(part):
-            restored += len(left_out)
-            parts[key] = part = [line for line in part if id(line) not in left_out]
-        for line in part:
-            if line.kind == REPLY:
-                holders.setdefault(line.body[0], set()).add(line.session)
+    for line in (line for part in parts.values() for line in part if line.kind == REPLY):
+        holders.setdefault(line.body[0], set()).add(line.session)
 
     def alone_ns(part: list[Line]) -> int:
         own = [one.at_ns for one in part if one.kind == REPLY and len(holders[one.body[0]]) == 1]
@@ -103,7 +100,7 @@ def parts_of(lines: Sequence[Line]) -> Parts:
             ((key, part) for key, part in parts.items() if part),
             key=lambda part: (part[0][1] != "", alone_ns(part[1]), part[0]),
         ),
-        restored,
+        len(left_out),
     )
 
 

@@ -434,7 +434,7 @@ def test_a_sub_agent_without_its_session_is_said_to_be_one():
 
 def test_a_sub_agent_without_a_file_is_said_to_be_missing():
     main, sub = helped()
-    found, (loop,) = of(main)
+    found, _ = of(main)
     assert found.notes == {NO_FILE: 1}
     assert not of(main, sub)[0].notes
     main.line(8050, "progress", data={"type": "agent_progress", "agentId": "a1", "message": sub.rows[0]})

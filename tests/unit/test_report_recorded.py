@@ -129,8 +129,7 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     ) in said.found
     assert (
         "Requests: 1 request was refused (429: over a quota, 529: overloaded); 1 request was tried again, "
-        "after 2.00 s of "
-        in ("\n".join(said.found))
+        "after 2.00 s of " in ("\n".join(said.found))
     )
     assert "what other clients of the same key used of the quota" in said.cannot
 
