@@ -363,7 +363,7 @@ class _Thread:
         began_ns: int | None,
         ended_ns: int | None,
     ) -> None:
-        """The end of a call. It began when it was seen to, unless its own duration says that it was only waiting
+        """The end of a call. It began when it was seen to, unless its own duration says that it only waited
         then, for an approval."""
         known = self._calls.get(id_)
         if known is None:
