@@ -139,6 +139,7 @@ _MODELS = (
     "ai.response.model",
 )
 _PROVIDERS = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system", "ai.model.provider")
+_FRAMEWORKS = ("strands-agents", "spring_ai", "langchain")
 _REQUEST_IDS = ("gen_ai.response.id", "ai.response.id", "llm.response.id")
 _STREAMED = ("gen_ai.request.stream", "llm.is_streaming", "gen_ai.is_streaming")
 _TRUE = (True, "true", "True")
@@ -301,7 +302,7 @@ def span_of(raw: Raw, content: bool = False) -> Span:
     tokens = tokens_of(attributes, raw.scope)
     return Span(
         **common,
-        provider=_provider(_first(attributes, _PROVIDERS)) or provider_of(model),
+        provider=_provider(attributes) or provider_of(model),
         model=model,
         request_id=_first(attributes, _REQUEST_IDS) or None,
         finish_reason=finish_reason_of(attributes),
@@ -333,7 +334,10 @@ def kind_of(raw: Raw) -> Kind:
         if said is not None:
             told = True
             if isinstance(said, str) and said in kinds:
-                return kinds[said]
+                # openinference calls everything a class of LlamaIndex's models does LLM; its private methods
+                # get a request ready, and send none.
+                private = kinds is _OPENINFERENCE and "._" in raw.name
+                return "other" if private and kinds[said] == "model" else kinds[said]
     operation = get("ai.operationId")
     if isinstance(operation, str):
         if operation.endswith((".doGenerate", ".doStream")):
@@ -449,8 +453,11 @@ def _tool_name(name: str) -> str:
     return name.removesuffix(".tool")
 
 
-def _provider(said: str) -> str:
-    """`OpenAI`, `openai.chat` and `openai` are one."""
+def _provider(attributes: Mapping[str, Any]) -> str:
+    """`OpenAI`, `openai.chat` and `openai` are one. Frameworks that name themselves are none."""
+    said = _first(
+        {key: attributes.get(key) for key in _PROVIDERS if attributes.get(key) not in _FRAMEWORKS}, _PROVIDERS
+    )
     said = said.lower()
     for name in ("openai", "anthropic"):
         if said == name or said.startswith(name + "."):

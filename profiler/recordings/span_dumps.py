@@ -123,7 +123,7 @@ def _status(span: Mapping[str, Any], attributes: Mapping[str, Any]) -> int:
     if isinstance(status, dict):
         status = _any(status, "code", "status_code", "statusCode")
     code = enum(
-        _any({"status": status, **span}, "status", "status_code", "statusCode", "otel_status_code"), STATUS
+        _any({**span, "status": status}, "status", "status_code", "statusCode", "otel_status_code"), STATUS
     )
     if "tags" in span and ("error" in attributes or attributes.get("otel.status_code") == "ERROR"):
         return STATUS["ERROR"]

@@ -56,8 +56,9 @@ def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[
         result.append(Skipped(APART, apart))
     if sorted_.repeated:
         result.append(Skipped("a second span of the same tool call", sorted_.repeated))
-    if sorted_.alone:
-        result.append(Skipped("a tool call of which no model request is recorded", sorted_.alone))
+    alone = sorted_.alone + sum(len(one.tools) for one in sorted_.found if not one.models)
+    if alone:
+        result.append(Skipped("a tool call of which no model request is recorded", alone))
     return result
 
 

@@ -135,7 +135,7 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
     if not figures.parallel:
         why = f"No round asked for several calls ({counted(figures.called, 'round')} had one call)"
         if not figures.called:
-            why = "No tool call was recorded"
+            why = "No round has a tool call in this recording"
         yield f"{why}, so nothing can be said about running calls at once"
         return
     if figures.proxied.rounds:

@@ -189,7 +189,6 @@ RECORD = {"id": "l", "strategy": "gathered", "provider": "openai", "started_ns":
         (json.dumps(RECORD).encode(), "records of this package: `profiler report` reads them"),
         (b'{\n "scenario": "x",\n "strategies": [],\n "anchor": {}\n}', "the run.json of a run directory"),
         (b'{"traceEvents": []}', "a Chrome or Perfetto trace"),
-        (b'[{"traceId": "1", "localEndpoint": {}}]', "Zipkin's JSON"),
         (b'{"id":"a","requests":[{"t":0.0,"in":9,"out":4,"api_time":1.0}]}', "a Weka trace"),
         (b'{"session_id":"s","turns":[{"text":"x","delay":3}]}', "an AIPerf conversation"),
         (b'{"session_id":"s","turns":[],"spawns":["t"]}', "an AIPerf conversation"),

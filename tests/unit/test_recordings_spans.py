@@ -609,3 +609,9 @@ def test_every_call_and_request_is_once_in_a_loop_or_counted(spans: list[Span]):
     assert len({loop.id for loop in loops}) == len(loops)
     for loop in loops:
         record_of(loop, Tally())
+
+
+def test_calls_of_an_agent_without_any_request_are_counted():
+    spans = (agent("a", 0, 100), tool("t1", 10, 20), tool("t2", 30, 40))
+    assert only(*spans).rounds == []
+    assert skipped(*spans) == {"a tool call of which no model request is recorded": 2}
