@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         "make a run directory of what other programs recorded: traces, sessions, exports",
         import_,
         "traces.jsonl",
-        "~/.claude/projects --out runs",
+        "~/.claude/projects ~/.codex/sessions --out runs",
         "export.json.gz --from langfuse",
     )
     parser.add_argument(

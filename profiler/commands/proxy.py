@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from profiler.proxy.service import Served
 
 _HOW = """\
+where the agent runs, in any language (what to set is printed at the start, too):
+  OPENAI_BASE_URL=http://127.0.0.1:8300/v1     ANTHROPIC_BASE_URL=http://127.0.0.1:8300
+  HTTPS_PROXY, HTTP_PROXY and NO_PROXY here say by which proxy upstreams are asked, where they are behind one.
+
 where a request goes:
   --upstream URL            everything, where it is the only one; else what is its API's: …/messages and
                             requests with the header anthropic-version are Anthropic's, the rest OpenAI's

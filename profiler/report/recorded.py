@@ -138,8 +138,10 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
             why = "No round has a tool call in this recording"
         yield f"{why}, so nothing can be said about running calls at once"
         return
+    told = 0
     if figures.proxied.rounds:
         yield from _proxied(figures)
+        told = figures.proxied.rounds + figures.left_out.never_ended  # a client went away
     left_out = _left_out(figures)
     turn, overlapped = figures.in_turn, figures.overlapped
     if turn.rounds:
@@ -149,7 +151,7 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         if not turn.rounds:
             known = "is known to have run" if left_out else "ran"
             yield f"No round of several calls {known} them one after another"
-    elif not turn.rounds and figures.proxied.rounds < figures.parallel:
+    elif not turn.rounds and told < figures.parallel:
         yield f"Nothing can be said about running calls at once: {left_out}"
     bounded = figures.bounded
     if bounded.rounds > figures.proxied.rounds:
@@ -232,13 +234,14 @@ def _left_out(figures: RecordedFigures) -> str:
         (left.wait, "have a call that only waited for another"),
         (left.unresolved, f"are too short for the clock's ticks of {ticks(figures.resolution_ns)}"),
     )
-    found = [
-        f"{percent(count / figures.parallel)}{'' if place else ' of the rounds of several calls'} {why}"
-        for place, (count, why) in enumerate((count, why) for count, why in reasons if count)
-    ]
-    if not found:
+    told = [(count, why) for count, why in reasons if count]
+    if not told:
         return ""
-    return f"{', '.join(found)} and are left out"
+    (first, why), *others = told
+    share = "all" if first == figures.parallel else f"{percent(first / figures.parallel)} of the"
+    found = [f"{share} rounds of several calls {why}"]
+    found += [f"{percent(count / figures.parallel)} {why}" for count, why in others]
+    return f"{', '.join(found)}{',' if others else ''} and are left out"
 
 
 def _single(figures: RecordedFigures) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from profiler.cli import main
 from profiler.limits.known import parse_quota
-from profiler.recordings.drafts import LoopDraft
+from profiler.recordings.drafts import CallDraft, LoopDraft
 from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import write_any
 from profiler.report.recorded import MOST_LINES, UNFINISHED, render_recorded, ticks, words
@@ -84,8 +84,8 @@ def test_gaps_between_calls_are_said_to_be_unexplained() -> None:
 def test_nothing_is_concluded_from_bounds_or_from_single_calls() -> None:
     said = found(bounded(0))
     assert said[0] == (
-        "Nothing can be said about running calls at once: 100 % of the rounds of several calls have upper "
-        "bounds and are left out"
+        "Nothing can be said about running calls at once: all rounds of several calls have upper bounds and "
+        "are left out"
     )
     assert said[1].endswith("overlapped for at most 200 ms in all, at most 2 at once")
     assert not any("p50" in one for one in said)  # a bound is no latency
@@ -180,6 +180,13 @@ def test_groups_that_came_through_the_proxy_come_first_with_their_exact_wall() -
     assert second.startswith(
         "Whether their calls overlapped, and what gathering them would change, is not known"
     )
+    # A client that went away before its calls ended is no reason to say so once more.
+    left = loop([CallDraft(one, one, 100 * MS) for one in "ab"], at=1000, source="proxy", status="cancelled")
+    assert not any("Nothing can be said" in one for one in found(draft, left))
+    assert found(left) == [
+        "Nothing can be said about running calls at once: all rounds of several calls have a call that never "
+        "ended and are left out"
+    ]
 
 
 def test_two_proxied_runs_name_the_exact_time_of_rounds_of_several_calls(
