@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ def decoder(encoding: bytes, most: int = MOST_BYTES) -> Decode | None:
     """Undoes a Content-Encoding (several: the last was applied last); None for one that nothing here reads.
 
     What it returns raises (whatever the library does) for bytes that are not so encoded, and `ValueError` for
-    more than `most` bytes in all. Brotli is read where its library is installed (1.2 or later).
+    more than `most` bytes in all.
     """
     found: Decode | None = None
     for one in reversed(encoding.lower().split(b",")):
@@ -45,12 +44,9 @@ def _one(name: bytes, most: int) -> Decode | None:
     if name == b"zstd":
         return _Zstd(most).decode
     if name == b"br":
-        with contextlib.suppress(ImportError):
-            import brotli
+        import brotli  # here, since most proxies never need it
 
-            # Before 1.2 nothing bounds what comes of a few bytes.
-            if hasattr(brotli.Decompressor, "can_accept_more_data"):
-                return _Brotli(brotli.Decompressor(), most).decode
+        return _Brotli(brotli.Decompressor(), most).decode
     return None
 
 
