@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from profiler.limits.quotas import window_words
@@ -261,21 +261,31 @@ def _loops(figures: RecordedFigures) -> Iterator[str]:
     walls = figures.walls
     if not walls.count or figures.slowest is None:
         return
-    failed = sum(figures.failed.values())
-    why = ", ".join(f"{clean(what, 60)} {count:,}" for what, count in list(figures.failed.items())[:3])
     slowest = duration(figures.slowest)
     if walls.count == 1:
-        ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.failed)
+        ended = "".join(f" and failed ({clean(what, 60)})" for what in figures.no_answer)
+        ended += "".join(f"; a call in it failed ({clean(what, 60)})" for what in figures.failed_call)
         ended += f" and was {STOPPED}" if figures.cancelled else ""
         yield f"The loop took {slowest}{ended}"
         return
     tail = "" if walls.p95 is None else f"95 % at most {duration(walls.p95)}, "
     said = f"Half of the loops took at most {duration(walls.p50)}, {tail}the slowest {slowest}"
-    said += f"; {failed:,} of {counted(walls.count, 'loop')} failed ({why})" if failed else ""
-    if figures.cancelled:
-        of = "" if failed else f" of {counted(walls.count, 'loop')}"
-        said += f"; {figures.cancelled:,}{of} {_were(figures.cancelled)} {STOPPED}"
+    parts = [
+        (figures.no_answer, "failed"),
+        (figures.failed_call, "came to an answer although a call failed"),
+        ({"": figures.cancelled}, f"{_were(figures.cancelled)} {STOPPED}"),
+    ]
+    of = f" of {counted(walls.count, 'loop')}"
+    for reasons, what in parts:
+        if count := sum(reasons.values()):
+            said += f"; {count:,}{of} {what}{_most_common(reasons)}"
+            of = ""
     yield said
+
+
+def _most_common(reasons: Mapping[str, int]) -> str:
+    named = [f"{clean(what, 60)} {count:,}" for what, count in list(reasons.items())[:3] if what]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:

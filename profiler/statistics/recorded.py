@@ -89,9 +89,10 @@ class RecordedFigures:
     `orphan_calls` and `rounds_dropped` are as in `LoopRecord`, `unreadable` as in `ModelCall`. `headers`:
     some response stated limits, though perhaps such as limit nobody. `strange_quota`: the provider of a quota
     that was given, where no request went to it; `providers` are those that some did. `walls` and `slowest`
-    are of the loops that ran inside no other, `failed` counts those of them that failed by why, `cancelled`
-    those that were stopped, or of which no more was recorded, before they came to an end of their own,
-    `unanswered` those that came to no answer.
+    are of the loops that ran inside no other. Of these `no_answer` counts by why those that failed before an
+    answer, `failed_call` those that came to one although a call failed, by the first, `cancelled` those that
+    were stopped, or of which no more was recorded, before they came to an end of their own, `unanswered`
+    those without an answer, for either reason.
     """
 
     loops: int
@@ -134,7 +135,8 @@ class RecordedFigures:
     untimed_server_tools: int
     walls: Percentiles
     slowest: float | None
-    failed: dict[str, int]
+    no_answer: dict[str, int]
+    failed_call: dict[str, int]
     unanswered: int
     cancelled: int = 0
 
@@ -175,7 +177,8 @@ class Recorded:
         self._ended_ns: int | None = None
         self._loop_ns = 0
         self._walls = Samples()
-        self._failed: Counter[str] = Counter()
+        self._no_answer: Counter[str] = Counter()
+        self._failed_call: Counter[str] = Counter()
         self._totals, self._measured = Adding(), Adding()
         self._concluded = _Concluded()
         self._inside: dict[str, tuple[str, _Concluded]] = {}
@@ -232,8 +235,9 @@ class Recorded:
         self._cancelled += record.status == "cancelled"
         if record.failed:
             why = _failure(record)
-            known = why in self._failed or len(self._failed) < MOST_REASONS
-            self._failed[why if known else OTHERS] += 1
+            reasons = self._failed_call if record.answered else self._no_answer
+            known = why in reasons or len(reasons) < MOST_REASONS
+            reasons[why if known else OTHERS] += 1
 
     @property
     def loops(self) -> int:
@@ -396,7 +400,8 @@ class Recorded:
             untimed_server_tools=self._untimed,
             walls=Percentiles.of(self._walls),
             slowest=self._walls.quantile(1.0),
-            failed=dict(self._failed.most_common()),
+            no_answer=dict(self._no_answer.most_common()),
+            failed_call=dict(self._failed_call.most_common()),
             unanswered=self._unanswered,
             cancelled=self._cancelled,
         )
