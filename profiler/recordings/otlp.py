@@ -11,7 +11,7 @@ from profiler.errors import RecordError
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.genai import Event, Raw, origin_of, span_of, wanted
-from profiler.recordings.otlp_json import is_trace, raws_of
+from profiler.recordings.otlp_json import RESOURCE_SPANS, is_trace, raws_of
 from profiler.recordings.reading import values
 from profiler.recordings.sampling import share_of
 from profiler.recordings.span import Span, packed, unpacked
@@ -28,7 +28,7 @@ def spans_of_request(message: Any, content: bool = False) -> list[Span]:
     """
     if isinstance(message, dict):
         given = any(value is not None for value in message.values())  # null is what is not given
-        if given and not is_trace(message):
+        if given and not any(isinstance(message.get(key), list) for key in RESOURCE_SPANS):
             raise ValueError("not an export request of traces: it has no resourceSpans")
         return [span_of(raw, content) for raw in raws_of(message) if raw is not None] if given else []
     return _of_protobuf(message, content)

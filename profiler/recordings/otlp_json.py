@@ -35,7 +35,7 @@ def is_trace(value: object) -> bool:
     """Whether a JSON value is one of those above, as far as its keys tell."""
     if not isinstance(value, dict):
         return False
-    return any(isinstance(value.get(key), list) for key in (*_RESOURCE_SPANS, *_SCOPE_SPANS, *_LISTS)) or any(
+    return any(isinstance(value.get(key), list) for key in (*RESOURCE_SPANS, *_SCOPE_SPANS, *_LISTS)) or any(
         isinstance(value.get(key), kind)
         for key, kind in (
             *((key, dict) for key in (*_AROUND, *_CONTEXTS)),
@@ -44,7 +44,7 @@ def is_trace(value: object) -> bool:
     )
 
 
-_RESOURCE_SPANS = ("resourceSpans", "resource_spans", "batches")
+RESOURCE_SPANS = ("resourceSpans", "resource_spans", "batches")
 _SCOPE_SPANS = ("scopeSpans", "scope_spans", "instrumentationLibrarySpans", "instrumentation_library_spans")
 _LISTS = ("data", "spans")
 _AROUND = ("trace", "result", "data")
@@ -57,7 +57,7 @@ _DEEPEST = 5
 def raws_of(value: Mapping[str, Any], depth: int = 0) -> Iterator[Raw | None]:
     """The spans of a JSON value."""
     get = value.get
-    for key in _RESOURCE_SPANS:
+    for key in RESOURCE_SPANS:
         if isinstance(get(key), list):
             for resource in value[key]:
                 yield from _of_resource(resource)
@@ -90,7 +90,7 @@ def _of_list(around: Mapping[str, Any], spans: list[Any], depth: int) -> Iterato
             yield None
         elif "operationName" in one and "traceID" in one:
             yield _safely(of_jaeger, one, processes if isinstance(processes, dict) else {})
-        elif any(isinstance(one.get(key), list | dict) for key in (*_RESOURCE_SPANS, *_LISTS, *_AROUND)):
+        elif any(isinstance(one.get(key), list | dict) for key in (*RESOURCE_SPANS, *_LISTS, *_AROUND)):
             yield from raws_of(one, depth)
         else:
             yield from raws_of(one if trace is None else {"traceId": trace, **one}, _DEEPEST)
