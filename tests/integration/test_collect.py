@@ -183,6 +183,7 @@ def test_the_first_signal_writes_what_is_open_and_the_second_leaves_it_for_the_n
     with collecting(tmp_path / "two", "--grace", "250s") as collector:
         for _ in range(20):
             collector.send(*(one for _ in range(200) for one in loop()))
+        collector.give_way()  # on a busy machine it would have written all before this test has its turn
         collector.process.send_signal(signal.SIGTERM)
         assert collector.process.stdout is not None
         while "4,000 open traces to write" not in (line := collector.process.stdout.readline()):
