@@ -125,6 +125,9 @@ class ToolRun:
         """The tool's own code runs from here on, in this context, as part of the call."""
         if self.ran_ns is not None:  # the first step of what it returned
             self.call.started_ns = self.watching.clock() - self.ran_ns
+            handed = self.call.handed_over
+            if handed is not None:  # what ran before it waited ran beside the calls that it waited for
+                self.call.started_ns = max(self.call.started_ns, handed.released_ns)
             self.call.ended_ns, self.ran_ns = None, None
             self.call.where = circumstances()
             self.call.status, self.call.error_type = "ok", None

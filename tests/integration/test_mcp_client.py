@@ -644,8 +644,8 @@ async def test_official_server_of_the_modern_era(official: ServerSpec) -> None:
 async def test_official_server_of_the_era_before(
     official: ServerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_discovery(self: object) -> None:
-        return None
+    async def no_discovery(self: object, seconds: float) -> tuple[None, bool]:
+        return None, False
 
     monkeypatch.setattr("profiler.mcp.lean.LeanSession._discover", no_discovery)
     async with connected(official) as session:

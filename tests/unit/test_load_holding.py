@@ -251,3 +251,23 @@ def test_a_thread_that_outlives_the_event_loop_of_the_agents_ends() -> None:
 
 def test_outside_a_loop_nothing_is_held() -> None:
     assert hold("a") is None
+
+
+def test_what_a_tool_does_before_it_waits_is_not_in_the_time_that_it_has_the_place() -> None:
+    async def begins_slowly(counted: Counted) -> None:
+        clock = counted.context.profiler.recorder.clock
+
+        def prepared() -> Any:
+            until_ns = clock() + 2_000_000
+            while clock() < until_ns:
+                pass
+            return counted.awaited()
+
+        tool = counted.context.profiler.tool(prepared, name="b")
+        await asyncio.gather(*(tool() for _ in range(CALLS)))
+
+    counted, record = held("semaphore:1", begins_slowly)
+    assert (counted.ran, counted.most) == (CALLS, 1)
+    times = sorted((call.started_ns or 0, call.ended_ns or 0) for call in record.tool_calls)
+    assert len(times) == CALLS
+    assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False))
