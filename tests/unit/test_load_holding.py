@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -270,4 +271,4 @@ def test_what_a_tool_does_before_it_waits_is_not_in_the_time_that_it_has_the_pla
     assert (counted.ran, counted.most) == (CALLS, 1)
     times = sorted((call.started_ns or 0, call.ended_ns or 0) for call in record.tool_calls)
     assert len(times) == CALLS
-    assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
