@@ -144,7 +144,7 @@ class Journal:
         self._put(_Entry(lines, began=traces))
 
     def ended(self, traces: Iterable[str]) -> None:
-        """What is to come of these traces is in its file; from any thread."""
+        """Note that these traces are in records: their spans are needed no more. From any thread."""
         line = orjson.dumps({"ended": list(traces)}, option=orjson.OPT_APPEND_NEWLINE)
         self._put(_Entry(line, ended=traces))
 
@@ -319,7 +319,7 @@ class Journal:
 
 
 def _parted(entries: list[_Entry], count: int) -> tuple[list[_Entry], list[_Entry]]:
-    """What so many lines of them are, and the rest. One that is in both holds its traces in both."""
+    """The entries of the first `count` lines, and the rest; one in both holds its traces in both."""
     for number, entry in enumerate(entries):
         lines = entry.lines.splitlines(keepends=True)
         if len(lines) > count:

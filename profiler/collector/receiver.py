@@ -1,4 +1,4 @@
-"""What is asked of the collector over HTTP, and what is answered. An application for `http1.Server`.
+"""The collector's HTTP interface: requests and their answers. An application for `http1.Server`.
 
     POST /v1/traces                 spans: OTLP, as protobuf or JSON
     POST /v1/metrics, /v1/logs      taken and dropped, in words: exporters of one endpoint send all three

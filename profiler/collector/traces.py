@@ -65,7 +65,7 @@ class Bounds:
 
 
 class Ended(NamedTuple):
-    """What has ended: one trace, or those of a conversation; each its spans by their ids."""
+    """A trace that has ended, or those of a conversation; of each its spans by their ids."""
 
     traces: dict[str, dict[str, bytes]]
     why: Why
@@ -191,7 +191,7 @@ class OpenTraces:
         return "new"
 
     def due(self, now: float) -> Iterator[Ended]:
-        """What has ended by now, and what is too much. What has been quiet is packed meanwhile."""
+        """Take out the traces that have ended by now, and those beyond `bounds`; pack those that are quiet."""
         for state, queue in self._queues.items():
             while queue:
                 group = next(iter(queue.values()))
@@ -205,7 +205,7 @@ class OpenTraces:
         self._pack(now)
 
     def excess(self) -> Iterator[Ended]:
-        """What is to end, since there is more than `bounds` says."""
+        """Take out the oldest traces while there is more than `bounds` says."""
         bounds = self.bounds
         while len(self._of) > bounds.traces or self.spans > bounds.spans or self.size > bounds.bytes:
             heads = [next(iter(queue.values())) for queue in self._queues.values() if queue]

@@ -130,7 +130,7 @@ def write_trace(
 
 
 def _recording(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Recording | None:
-    """What the records were made of, where the run tells."""
+    """The recording that the records came from; None where the run does not tell."""
     if isinstance(source, str | Path) and RunDirectory.is_one(Path(source)):
         source = RunDirectory(Path(source))
     if isinstance(source, RunDirectory):

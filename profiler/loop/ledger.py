@@ -1,4 +1,4 @@
-"""What the model requests of a loop cost, counted where they pass: before anything that can fail.
+"""Tokens and attempts of a loop's model requests, counted before anything that can fail.
 
 A record is made at the end of a loop, and may be lost on its way: a sink fails, a loop does not end. What
 was sent and what came back is counted here, in plain whole numbers, as it happens.
