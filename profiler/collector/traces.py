@@ -191,7 +191,7 @@ class OpenTraces:
         return "new"
 
     def due(self, now: float) -> Iterator[Ended]:
-        """Take out the traces that have ended by now, and those beyond `bounds`; pack those that are quiet."""
+        """Take out the traces that have ended by now, and those beyond `bounds`; pack quiet ones."""
         for state, queue in self._queues.items():
             while queue:
                 group = next(iter(queue.values()))
