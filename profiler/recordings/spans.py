@@ -230,6 +230,7 @@ def _place(family: Family, rounds: list[_Round]) -> int:
     ambiguous = 0
     for tool in family.tools:
         round_ = asked.get(tool.span.call_id)
+        is_open = False
         if round_ is None:
             found = None
             scope = _scope(tool)
@@ -240,8 +241,11 @@ def _place(family: Family, rounds: list[_Round]) -> int:
                     break
                 scope = _scope(scope)
             found = found or whole.at(tool.span.started_ns) or (whole.rounds[0], False)
-            round_ = found[0]
-            ambiguous += found[1]
+            round_, is_open = found
+        request = round_.requests[-1]
+        if tool.within is request and not _fails(request) and before[id(round_.scope)].rounds[-1] is round_:
+            is_open = True  # the answer to this call is in the same span, and so are perhaps further rounds
+        ambiguous += is_open
         round_.calls.append(tool)
     return ambiguous
 

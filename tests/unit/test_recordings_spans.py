@@ -304,6 +304,14 @@ def test_a_span_around_a_request_and_its_calls_ended_before_them():
     )
     first = loop.rounds[0].model
     assert (first.ended_ns, first.derived) == (21 * MS, ("ended_ns",))
+    assert loop.ambiguous_calls == 0
+
+
+def test_calls_inside_the_last_request_may_be_of_several_rounds():
+    """As where a client that runs the calls itself is traced around it, and not inside."""
+    inside = (model("m1", 1, 90), tool("t1", 21, 50, "m1"), tool("t2", 60, 80, "m1"))
+    loop = only(agent("a", 0, 100), *inside)
+    assert (shape(loop), loop.ambiguous_calls) == ([["t1", "t2"]], 2)
 
 
 def test_a_request_that_holds_requests_and_calls_is_an_agent():
