@@ -210,8 +210,9 @@ def _load(arguments: argparse.Namespace) -> int:
 
     import orjson
 
+    from profiler.arrivals import Arrivals
     from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.plan import Arrivals, blocks_for
+    from profiler.load.plan import blocks_for
     from profiler.records import INTERNAL
     from profiler.report import ci
     from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from profiler.arrivals import Arrivals
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
 from profiler.load.options import LoadOptions
-from profiler.load.plan import Arrivals
 from profiler.load.spending import RESOURCES, extrapolated, option_of
 from profiler.providers.endpoint import shown_url
 from profiler.rundir import Spent

@@ -14,8 +14,8 @@ import functools
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from profiler.arrivals import Arrivals
 from profiler.load.options import LoadOptions
-from profiler.load.plan import Arrivals
 from profiler.rundir import Anchor, Check, ClientHealth, McpServer, Spent
 
 if TYPE_CHECKING:

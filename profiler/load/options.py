@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from profiler.arrivals import Arrivals
 from profiler.errors import UsageError, did_you_mean
 from profiler.limits.spec import Rule
 from profiler.load.declared import (
@@ -43,7 +44,7 @@ from profiler.load.endpoints import (
     fields_of,
     tls_of,
 )
-from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
+from profiler.load.plan import MOST_DRAIN_SECONDS
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.redaction import keep_secret

@@ -1,4 +1,4 @@
-"""The plan of a load test: its trials, their order and length, when loops start on which tape entries.
+"""The plan of a load test: its trials, their order and length, and the tape entries that they work on.
 
 Pure: no clock, no sockets. The leader and the workers ask here.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from profiler.errors import UsageError
 
 NUMBERS_PER_BLOCK = 1_000_000
 """Tape entries set aside for one block; a trial that used more would run into the next block's."""
@@ -130,63 +127,6 @@ def ramp_seconds(users: int, rate: float) -> float:
     return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
 
 
-# When loops start: the arrivals of an open load, the pauses of agents whose loops fail.
-#
-# Arrivals are computed from the start of the trial and a count, never from "now": so a timer that is late
-# delays one arrival, and none after it.
-
-_ARRIVALS = re.compile(r"(?:(constant|poisson):)?(\d+(?:\.\d+)?)(?:/(s|m|min))?")
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds that an agent waits after a loop that failed: doubled with every further one in a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """`rate` loops a second from `sources` sources together; Poisson, or evenly spaced when `constant`.
-
-    Each Locust user is one source with a rate of rate / sources. N Poisson sources together are one Poisson
-    source of N times the rate (and N evenly spaced ones with spread phases are evenly spaced), so whatever
-    scales the users scales the load: ramps, shapes, workers.
-    """
-
-    rate: float
-    sources: int
-    constant: bool = False
-
-    @classmethod
-    def parse(cls, spec: str, sources: int = 1) -> Arrivals:
-        """`5/s`, `90/m`, `constant:5/s`. Raises `UsageError`."""
-        match = _ARRIVALS.fullmatch(spec.strip())
-        if match is None or not float(match[2]):
-            raise UsageError(f"--arrivals {spec}: expected a rate such as 5/s or constant:5/s")
-        rate = float(match[2]) / (60 if match[3] in ("m", "min") else 1)
-        return cls(rate, sources, match[1] == "constant")
-
-    def of_source(self, number: int, seed: str) -> Iterator[float]:
-        """When the arrivals of source `number` are due, in seconds from the start of the trial; without end.
-
-        `seed` decides the draws: it is the same for every strategy of a block.
-        """
-        own = self.rate / self.sources
-        if self.constant:
-            phase = (number % self.sources) / self.rate
-            return (phase + k / own for k in itertools.count())
-        draw = random.Random(f"{seed}/{number}")
-        return itertools.accumulate(draw.expovariate(own) for _ in itertools.count())
-
-    def expected(self, users: int, seconds: float) -> float:
-        """Arrivals that `users` sources make on average in that time."""
-        return self.rate / self.sources * users * seconds
-
-
-def scaled(spec: str, factor: float) -> str:
-    """The spec for `factor` times as many arrivals."""
-    arrivals = Arrivals.parse(spec)
-    kind = "constant:" if arrivals.constant else ""
-    return f"{kind}{arrivals.rate * factor:.6f}/s"
-
-
 MOST_DRAIN_SECONDS = 600.0
 """The longest drain, in seconds; calls that still wait then are cut off, and counted."""
 
@@ -201,22 +141,6 @@ def drain_bound(waiting: int, ended: int, seconds: float, least: float = 30.0) -
     return min(MOST_DRAIN_SECONDS, max(least, 2 * waiting * seconds / ended + 10))
 
 
-def pause_after(failures: int, elapsed: float) -> float:
-    """Seconds an agent waits after its `failures`-th failed loop in a row, which took `elapsed`.
-
-    Agents that are refused at once would otherwise ask again as fast as they can: a load that nobody asked
-    for, on a server that is in trouble. A loop that took longer than the pause needs none.
-    """
-    if failures < 1:
-        return 0.0
-    return max(0.0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16)) - elapsed)
-
-
 def agent_name(ordinal: int) -> str:
     """The name of an agent by its number in its process."""
     return f"a{ordinal}"
-
-
-def share(total: int, worker: int, workers: int) -> int:
-    """Worker `worker`'s part of a limit for all of them; at least 1."""
-    return max(1, total // workers + (worker < total % workers))

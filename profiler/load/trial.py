@@ -13,10 +13,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from profiler.arrivals import Arrivals, pause_after, start_offset
 from profiler.load.context import LoopPosition
 from profiler.load.health import Meter, Tally
 from profiler.load.messages import Begin, Pulse, TrialState
-from profiler.load.plan import Arrivals, pause_after, tape_numbers
+from profiler.load.plan import tape_numbers
 from profiler.load.runners import LoopRunner
 from profiler.load.spending import LoopAccount
 from profiler.loop.ledger import current_ledger
@@ -26,9 +27,6 @@ T = TypeVar("T")
 
 MOST_WAITING = 100_000
 """Arrivals that may wait in one process for others to end (`--max-in-flight`); more are dropped."""
-
-GOLDEN = 0.618033988749895
-"""The golden ratio less one: its multiples, modulo 1, are spread evenly however many there are."""
 
 
 class Event(Protocol):
@@ -170,7 +168,7 @@ class RunningTrial:
 
     async def _closed_load(self, runner: LoopRunner, agent: TrialAgent) -> None:
         if self.plan.spread_seconds and not agent.joins_late:
-            offset = self._source(agent) * GOLDEN % 1 * self.plan.spread_seconds
+            offset = start_offset(self._source(agent), self.plan.spread_seconds)
             await self._sleep_until(self.started_ns + int(offset * 1e9))
         failures = 0
         for number in self._numbers:

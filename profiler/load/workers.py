@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
+from profiler.arrivals import Arrivals, share
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.health import machine_id
 from profiler.load.identity import of_scenario
@@ -26,7 +27,7 @@ from profiler.load.messages import (
     TrialState,
 )
 from profiler.load.options import LoadOptions
-from profiler.load.plan import Arrivals, PlannedTrial, share
+from profiler.load.plan import PlannedTrial
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
 from profiler.records import Clock

@@ -30,6 +30,7 @@ from profiler.statistics.table import CANCELLED, NONE, OK, Ints, Table
 from profiler.statistics.windows import (
     Block,
     Indices,
+    LoopColumns,
     Measured,
     completed,
     flagged,
@@ -329,7 +330,7 @@ def present(values: Ints) -> Ints:
     return kept
 
 
-def good_loops(table: Table, block: Block, objective: Objective | None = None) -> int:
+def good_loops(table: LoopColumns, block: Block, objective: Objective | None = None) -> int:
     """Good loops that ended inside the window, within the latency that the objective allows one loop."""
     keep = good(table, block.ended)
     if objective is not None and objective.limit_seconds is not None:
@@ -337,7 +338,7 @@ def good_loops(table: Table, block: Block, objective: Objective | None = None) -
     return int(np.count_nonzero(keep))
 
 
-def block_failures(table: Table, block: Block) -> tuple[int, int]:
+def block_failures(table: LoopColumns, block: Block) -> tuple[int, int]:
     """(failed loops, loops) of those due in the window; loops that left no record have failed."""
     spared = block.cancelled.size
     return _count_failed(table, block.due) - spared + block.cut, block.due.size - spared + block.cut
@@ -554,7 +555,7 @@ def _tokens(table: Table, loops: Indices) -> Tokens:
     )
 
 
-def _count_failed(table: Table, loops: Indices) -> int:
+def _count_failed(table: LoopColumns, loops: Indices) -> int:
     return int(np.count_nonzero(~good(table, loops)))
 
 

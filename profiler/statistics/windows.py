@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,25 @@ class Measured:
         return joined([block.cancelled for block in self.blocks])
 
 
+class LoopColumns(Protocol):
+    """The columns of a `Table` that windows go by: a row per loop, in any order."""
+
+    @property
+    def trial(self) -> Ints: ...
+
+    @property
+    def due(self) -> Ints: ...
+
+    @property
+    def ended(self) -> Ints: ...
+
+    @property
+    def status(self) -> Ints: ...
+
+    @property
+    def good(self) -> Ints: ...
+
+
 def measure(run: Run, table: Table) -> list[Measured]:
     """Every strategy under every load of the run, ordered by load, then as in `run.strategies`.
 
@@ -96,12 +116,12 @@ def measure(run: Run, table: Table) -> list[Measured]:
     order = sorted(groups, key=lambda key: (key[0], rank.get(key[1], len(rank))))
     loops_of = _loops_by_trial(table)
     measured = (
-        _measure(
+        measure_strategy(
             run.strategy(strategy),
             users,
             groups[users, strategy],
             table,
-            loops_of,
+            loops_of=loops_of,
             whole=run.provider == NO_MODEL,
             arrivals=run.provider == NO_MODEL and run.load.model == "open",
         )
@@ -158,55 +178,58 @@ def joined(rows: Sequence[Indices]) -> Indices:
     return np.concatenate(rows) if rows else _NO_ROWS
 
 
-def flagged(table: Table, loops: Indices) -> NDArray[np.bool_]:
+def flagged(table: LoopColumns, loops: Indices) -> NDArray[np.bool_]:
     """For each loop of the table, whether it is one of these."""
     flags = np.zeros(table.trial.size, dtype=bool)
     flags[loops] = True
     return flags
 
 
-def members(table: Table, loops: Indices, owner: Ints) -> Indices:
+def members(table: LoopColumns, loops: Indices, owner: Ints) -> Indices:
     """Rows of the rounds or calls that belong to these loops; `owner` is `round_loop` or `call_loop`."""
     return np.flatnonzero(flagged(table, loops)[owner])
 
 
-def good(table: Table, loops: Indices) -> NDArray[np.bool_]:
+def good(table: LoopColumns, loops: Indices) -> NDArray[np.bool_]:
     """Which of these loops were good (`LoopRecord.good`)."""
     result: NDArray[np.bool_] = table.good[loops] == 1
     return result
 
 
-def completed(table: Table, loops: Indices) -> Indices:
+def completed(table: LoopColumns, loops: Indices) -> Indices:
     """The loops that came to an answer, whether or not every call succeeded."""
     result: Indices = loops[table.status[loops] == OK]
     return result
 
 
-def cancelled(table: Table, loops: Indices) -> Indices:
+def cancelled(table: LoopColumns, loops: Indices) -> Indices:
     """The loops that were stopped before they came to an end of their own."""
     result: Indices = loops[table.status[loops] == CANCELLED]
     return result
 
 
-def latency(table: Table, loops: Indices) -> Ints:
+def latency(table: LoopColumns, loops: Indices) -> Ints:
     """Nanoseconds from when each loop was due to its end."""
     return table.ended[loops] - table.due[loops]
 
 
-def _measure(
+def measure_strategy(
     strategy: StrategySpec,
     users: int,
-    trials: list[Trial],
-    table: Table,
-    loops_of: dict[int, Indices],
+    trials: Sequence[Trial],
+    table: LoopColumns,
     *,
-    whole: bool,
-    arrivals: bool,
+    loops_of: dict[int, Indices] | None = None,
+    whole: bool = False,
+    arrivals: bool = False,
 ) -> Measured:
-    """With `whole` no warm-up is looked for; with `arrivals` every loop that arrived was due in the window.
+    """One strategy under one load, from its trials; `loops_of`: the rows of each trial, where they are known.
+
+    With `whole` no warm-up is looked for; with `arrivals` every loop that arrived was due in the window.
 
     A worker's trial begins a moment before the leader's window, and may end a moment after it.
     """
+    loops_of = _loops_by_trial(table) if loops_of is None else loops_of
     inside: list[Indices] = []
     before: list[Floats] = []
     for trial in trials:
@@ -275,7 +298,7 @@ def _join(parts: list[Block]) -> Block:
     )
 
 
-def _loops_by_trial(table: Table) -> dict[int, Indices]:
+def _loops_by_trial(table: LoopColumns) -> dict[int, Indices]:
     order = np.argsort(table.trial, kind="stable")
     numbers, starts = np.unique(table.trial[order], return_index=True)
     # Not strict: of an empty table np.split makes one empty part.

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from profiler.arrivals import scaled
 from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
 from profiler.limits.known import KnownQuota, seen_quota
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.load.plan import scaled
 from profiler.process.signals import signals
 from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory

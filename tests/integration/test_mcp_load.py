@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from profiler.arrivals import Arrivals
 from profiler.cli import main
 from profiler.emulator.process import start_emulator
-from profiler.load.plan import Arrivals
 from profiler.records import NO_MODEL, LoopRecord
 from profiler.report.text import duration
 from profiler.rundir import RunDirectory

@@ -3,6 +3,7 @@
 import msgpack
 import pytest
 
+from profiler.arrivals import Arrivals
 from profiler.errors import UsageError
 from profiler.load.messages import (
     Beat,
@@ -28,7 +29,6 @@ from profiler.load.messages import (
     wire_name,
 )
 from profiler.load.options import LoadOptions
-from profiler.load.plan import Arrivals
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.strategies import parse_strategies
 

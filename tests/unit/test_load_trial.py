@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from profiler.arrivals import Arrivals
 from profiler.load.context import LoopPosition
 from profiler.load.health import Meter
 from profiler.load.messages import Begin
-from profiler.load.plan import Arrivals
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.ledger import current_ledger
 from profiler.rundir import Spent

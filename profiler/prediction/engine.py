@@ -1,0 +1,811 @@
+"""Discrete events on a heap, in virtual time: agents, limiters, servers.
+
+What belongs to this package runs here as in production, since it is the same code: limiters and their rules,
+the wait after Retry-After, arrivals, pauses. What belongs to others (servers, SDKs) is simulated by the rule
+that a recording showed. Trials start as real ones do, agent after agent, and drain. The result depends on its
+arguments alone: no clock is read, and every draw comes from the seed.
+
+An event is a tuple (time, number, function, argument): the number keeps events of one time in the order in
+which they were made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+from profiler.arrivals import Arrivals, pause_after, share, start_offset
+from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Together
+from profiler.limits.refusals import Holdback
+from profiler.limits.spec import Rule as LimitRule
+from profiler.prediction.work import CallWork, LoopWork, Server, System
+from profiler.strategies import StrategySpec
+
+NOTHING: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedLoad:
+    """How loops are started, as in `rundir.Load`.
+
+    `workers` processes run the agents; of a limit each has its part where they `share_limit`, else all of it.
+    `spread_seconds`: the agents of a closed load start one after another within that time.
+    """
+
+    users: int
+    arrivals: Arrivals | None = None
+    max_in_flight: int | None = None
+    think_seconds: float = 0.0
+    workers: int = 1
+    share_limit: bool = False
+    spread_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """`blocks` trials of `seconds` each, one after another, each drained for `drain_seconds` at most."""
+
+    seconds: float
+    blocks: int = 1
+    drain_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class TrialResult:
+    """The loops of one trial, in the order in which they ended; times in ns from its start.
+
+    `ok`: came to an answer; `good`: with every call answered. `interrupted` loops were cut off after the drain.
+    `waits` are queue waits in the strategy and `durations` what calls took, by tool; they are kept where asked.
+    """
+
+    seconds: float
+    started_ns: int
+    due: list[int] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    ok: list[bool] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+    interrupted: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class ServerUse:
+    """How a server was used while trials measured: `at_arrival` counts arrivals by the calls in flight then.
+
+    `work_ns` is the service that was asked for and not refused.
+    """
+
+    at_arrival: list[int] = field(default_factory=list)
+    arrived: int = 0
+    refused: int = 0
+    work_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """The result of a simulation: its trials, the use of each server (the model's last), and its size."""
+
+    trials: tuple[TrialResult, ...]
+    servers: tuple[ServerUse, ...]
+    events: int
+    attempts: int
+    refused: int
+
+
+class _Clock:
+    """The virtual time, and what is due."""
+
+    __slots__ = ("heap", "made", "now")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.made = 0
+        self.heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
+
+    def at(self, time: int, function: Callable[[Any], None], argument: Any = None) -> None:
+        self.made += 1
+        heappush(self.heap, (time, self.made, function, argument))
+
+
+# Servers. A job has `service_ns`, and is told by `answered(refused, retry_after_ns)`.
+
+
+class _Server:
+    """Serves every job at once."""
+
+    __slots__ = ("clock", "inside", "server", "tokens", "tokens_at", "use")
+
+    def __init__(self, clock: _Clock, server: Server) -> None:
+        self.clock = clock
+        self.server = server
+        self.inside = 0
+        self.use = ServerUse()
+        self.tokens = 0.0
+        self.tokens_at = -(2**62)
+
+    def arrive(self, job: _Job) -> None:
+        use, inside = self.use, self.inside
+        use.arrived += 1
+        seen = use.at_arrival
+        while len(seen) <= inside:
+            seen.append(0)
+        seen[inside] += 1
+        rate = self.server.rule.rate
+        if rate is not None:
+            wait_ns = self._take(rate)
+            if wait_ns:
+                asked = self.server.retry_after_ns
+                self.refuse(job, asked if asked is None or asked else wait_ns)
+                return
+        if self.take(job):
+            self.inside += 1
+            use.work_ns += job.service_ns
+        else:
+            self.refuse(job, self.server.retry_after_ns)
+
+    def take(self, job: _Job) -> bool:
+        """Serve the job now or later; False: it is refused."""
+        self.clock.at(self.clock.now + job.service_ns, self.end, job)
+        return True
+
+    def end(self, job: _Job) -> None:
+        self.inside -= 1
+        job.answered(False, None)
+
+    def refuse(self, job: _Job, retry_after_ns: int | None) -> None:
+        self.use.refused += 1
+        self.clock.at(self.clock.now + self.server.refusal_ns, _refused, (job, retry_after_ns))
+
+    def _take(self, rate: float) -> int:
+        """Take one from the bucket: 0, or how long until there will be one."""
+        burst = self.server.rule.burst or 1.0
+        now = self.clock.now
+        self.tokens = min(burst, self.tokens + (now - self.tokens_at) * rate / 1e9)
+        self.tokens_at = now
+        if self.tokens < 1.0:
+            return int((1.0 - self.tokens) / rate * 1e9) + 1
+        self.tokens -= 1.0
+        return 0
+
+
+def _refused(told: tuple[_Job, int | None]) -> None:
+    told[0].answered(True, told[1])
+
+
+class _Refusing(_Server):
+    """Serves `capacity` jobs at once, and refuses more."""
+
+    __slots__ = ()
+
+    def take(self, job: _Job) -> bool:
+        if self.inside >= (self.server.rule.capacity or 1):
+            return False
+        self.clock.at(self.clock.now + job.service_ns, self.end, job)
+        return True
+
+
+class _Queueing(_Server):
+    """Serves `capacity` jobs at once; more wait in the order they came, `queue` of them at most."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self, clock: _Clock, server: Server) -> None:
+        super().__init__(clock, server)
+        self.waiting: deque[_Job] = deque()
+
+    def take(self, job: _Job) -> bool:
+        rule = self.server.rule
+        if self.inside < (rule.capacity or 1):
+            self.clock.at(self.clock.now + job.service_ns, self.end, job)
+        elif rule.queue is not None and len(self.waiting) >= rule.queue:
+            return False
+        else:
+            self.waiting.append(job)
+        return True
+
+    def end(self, job: _Job) -> None:
+        self.inside -= 1
+        if self.waiting:
+            after = self.waiting.popleft()
+            self.clock.at(self.clock.now + after.service_ns, self.end, after)
+        job.answered(False, None)
+
+
+class _Sharing(_Server):
+    """Serves all jobs at once, each at the speed min(1, capacity / jobs): processor sharing.
+
+    `done` is the service, in ns, that a job had which was there from the beginning: a job that came when it was
+    d is over when it is d + its service. So the order of ends is known however many come after.
+    """
+
+    __slots__ = ("at", "due", "ends", "number", "served")
+
+    def __init__(self, clock: _Clock, server: Server) -> None:
+        super().__init__(clock, server)
+        self.served = 0.0
+        self.at = 0
+        self.ends: list[tuple[float, int, _Job]] = []
+        self.number = 0
+        self.due = 2**62  # of the earliest event under way
+
+    def _advance(self) -> float:
+        """Bring `served` to now; returns the speed."""
+        jobs = len(self.ends)
+        capacity = self.server.rule.capacity or 1
+        speed = 1.0 if jobs <= capacity else capacity / jobs
+        now = self.clock.now
+        self.served += (now - self.at) * speed
+        self.at = now
+        return speed
+
+    def _plan(self) -> None:
+        jobs = len(self.ends)
+        if not jobs:
+            return
+        capacity = self.server.rule.capacity or 1
+        left = max(0.0, self.ends[0][0] - self.served)
+        due = self.clock.now + int(left if jobs <= capacity else left * jobs / capacity) + 1
+        if due < self.due:  # else the earlier event looks again
+            self.due = due
+            self.clock.at(due, self._look, due)
+
+    def take(self, job: _Job) -> bool:
+        self._advance()
+        self.number += 1
+        heappush(self.ends, (self.served + job.service_ns, self.number, job))
+        self._plan()
+        return True
+
+    def _look(self, due: int) -> None:
+        if due != self.due:
+            return
+        self.due = 2**62
+        self._advance()
+        over = []
+        while self.ends and self.ends[0][0] <= self.served + 0.5:  # ns; the sum of parts is not exact
+            over.append(heappop(self.ends)[2])
+        self.inside -= len(over)
+        self._plan()
+        for job in over:
+            job.answered(False, None)
+
+
+_SERVERS: dict[str, type[_Server]] = {
+    "none": _Server,
+    "rate": _Server,
+    "refuse": _Refusing,
+    "queue": _Queueing,
+    "share": _Sharing,
+}
+
+
+# Limiters. `_Lane` does what `profiler.limits.gate.Lane` does on an event loop.
+
+
+class _Lane:
+    __slots__ = ("clock", "due", "limiter", "queue")
+
+    def __init__(self, clock: _Clock, limiter: Limiter) -> None:
+        self.clock = clock
+        self.limiter = limiter
+        self.queue: deque[_Call] = deque()
+        self.due = 2**62
+
+    def enter(self, call: _Call) -> None:
+        now = self.clock.now
+        queue = self.queue
+        if not queue and self.limiter.wait_ns(now, ONE) == 0:
+            call.tickets.append(self.limiter.enter(now, ONE))
+            call.go_on()
+            return
+        queue.append(call)
+        if len(queue) == 1:
+            self.admit()
+
+    def leave(self, ticket: Any, signal: Signal, used: dict[str, float] | None = None) -> None:
+        self.limiter.leave(self.clock.now, ticket, signal, used)
+        if self.queue:
+            self.admit()
+
+    def admit(self) -> None:
+        queue, limiter, now = self.queue, self.limiter, self.clock.now
+        while queue:
+            wait_ns = limiter.wait_ns(now, ONE)
+            if wait_ns:
+                due = now + wait_ns
+                # One timer is enough: an earlier one looks again.
+                if wait_ns < UNTIL_RELEASE and due < self.due:
+                    self.due = due
+                    self.clock.at(due, self._fire, due)
+                return
+            call = queue.popleft()
+            call.tickets.append(limiter.enter(now, ONE))
+            call.go_on()
+
+    def _fire(self, due: int) -> None:
+        if due == self.due:
+            self.due = 2**62
+            self.admit()
+
+
+class _Process:
+    """The limiters of one process, as `profiler.limits.gate.Gate` keeps them."""
+
+    __slots__ = (
+        "agents",
+        "clock",
+        "held",
+        "holdbacks",
+        "paths",
+        "random",
+        "rules",
+        "share",
+        "shared",
+        "slots",
+    )
+
+    def __init__(self, clock: _Clock, rules: Sequence[LimitRule], share: int, draw: random.Random) -> None:
+        self.clock = clock
+        self.rules = rules
+        self.share = share
+        self.random = draw
+        self.shared: dict[tuple[str, str], _Lane] = {}
+        self.agents: dict[int, _Lane] = {}
+        self.paths: dict[tuple[str, str, int], tuple[_Lane, ...]] = {}
+        self.holdbacks: dict[int, Holdback] = {}
+        self.held = False
+        self.slots = 0
+
+    def path(self, tool: str, server: str, agent: int) -> tuple[_Lane, ...]:
+        """The lanes that a call passes, in order."""
+        key = (tool, server, agent)
+        found = self.paths.get(key)
+        if found is None:
+            lanes = []
+            for scope, name, rules in lanes_of(self.rules, tool, server):
+                if scope == "agent":
+                    lane = self.agents.get(agent)
+                    if lane is None:
+                        lane = self.agents[agent] = self._lane(rules)
+                else:
+                    lane = self.shared.get((scope, name))
+                    if lane is None:
+                        lane = self.shared[scope, name] = self._lane(rules)
+                lanes.append(lane)
+            found = self.paths[key] = tuple(lanes)
+        return found
+
+    def _lane(self, rules: Sequence[LimitRule]) -> _Lane:
+        limiters = [rule.make(self.share) for rule in rules]
+        return _Lane(self.clock, limiters[0] if len(limiters) == 1 else Together(limiters))
+
+
+def lanes_of(rules: Sequence[LimitRule], tool: str, server: str) -> list[tuple[str, str, list[LimitRule]]]:
+    """TODO: replaced by limits.spec's."""
+    lanes = []
+    by_agent = [rule for rule in rules if rule.scope == "agent"]
+    if by_agent:
+        lanes.append(("agent", "", by_agent))
+    by_tool = [rule for rule in rules if rule.scope == "tool" and rule.tool in (None, tool)]
+    if by_tool:
+        lanes.append(("tool", tool, by_tool))
+    by_server = [rule for rule in rules if rule.scope == "server" and rule.server in (None, server)]
+    if by_server and server:
+        lanes.append(("server", server, by_server))
+    process = [rule for rule in rules if rule.scope == "process"]
+    if process:
+        lanes.append(("process", "", process))
+    return lanes
+
+
+# Agents, loops and calls.
+
+
+class Quota(Protocol):
+    """The quota of the model's server: `profiler.prediction.quotas.QuotaState`."""
+
+    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> int | None:
+        """None: admitted, and `release` follows. Else refused, and to be asked again after so many ns."""
+
+    def release(self) -> None: ...
+
+
+class Retry(Protocol):
+    """How a client's SDK tries again: `profiler.prediction.quotas.RetryRule`."""
+
+    @property
+    def retries(self) -> int: ...
+
+    def delay_ns(self, attempt: int, retry_after_ns: int | None, random: random.Random) -> int:
+        """The wait after attempt number `attempt` (from 1), which was refused."""
+
+
+class _Job(Protocol):
+    service_ns: int
+
+    def answered(self, refused: bool, retry_after_ns: int | None) -> None: ...
+
+
+class _Call:
+    """A tool call under way."""
+
+    __slots__ = ("failed", "lanes", "loop", "place", "service_ns", "step", "tickets", "tool")
+
+    def __init__(self, loop: _Loop, work: CallWork, place: int) -> None:
+        self.loop = loop
+        self.tool = work.tool
+        self.service_ns = work.service_ns
+        self.failed = work.failed
+        self.place = place
+        self.step = 0
+        self.tickets: list[Any] = []
+
+    def begin(self, _: Any = None) -> None:
+        """It is handed to the strategy."""
+        loop = self.loop
+        simulation = loop.simulation
+        if not simulation.limited:
+            simulation.servers[simulation.server_of[self.tool]].arrive(self)
+            return
+        tool = self.tool
+        names = simulation.names[tool]
+        self.lanes = loop.process.path(names[0], names[1], loop.agent.source if simulation.by_agent else 0)
+        self.hold()
+
+    def hold(self, waited: bool = False) -> None:
+        """Wait as long as a server asked calls of this tool to; then queue."""
+        process = self.loop.process
+        if process.held:
+            holdback = process.holdbacks.get(self.tool)
+            if holdback is not None:
+                now = process.clock.now
+                # Only a new refusal means waiting again: the random part has been waited already.
+                wait_ns = holdback.wait_ns(now) if not waited or holdback.is_closed(now) else 0
+                if wait_ns:
+                    process.clock.at(now + wait_ns, self.hold, True)
+                    return
+        self.step = 0
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Enter the next lane, or start."""
+        step = self.step
+        if step < len(self.lanes):
+            self.step = step + 1
+            self.lanes[step].enter(self)
+            return
+        process = self.loop.process
+        if process.held:
+            holdback = process.holdbacks.get(self.tool)
+            if holdback is not None and holdback.is_closed(process.clock.now):
+                self._leave("unknown", NOTHING)
+                self.hold()
+                return
+        simulation = self.loop.simulation
+        simulation.servers[simulation.server_of[self.tool]].arrive(self)
+
+    def _leave(self, signal: Signal, used: dict[str, float] | None) -> None:
+        tickets, self.tickets = self.tickets, []
+        for lane, ticket in zip(self.lanes, tickets, strict=True):
+            lane.leave(ticket, signal, used)
+
+    def answered(self, refused: bool, retry_after_ns: int | None) -> None:
+        loop = self.loop
+        if loop.simulation.limited:
+            if refused and retry_after_ns is not None:
+                process = loop.process
+                process.held = True
+                holdback = process.holdbacks.get(self.tool)
+                if holdback is None:
+                    holdback = process.holdbacks[self.tool] = Holdback(process.random)
+                holdback.refused(process.clock.now, retry_after_ns)
+            self._leave("rejected" if refused else "unknown" if self.failed else "ok", None)
+        if refused or self.failed:
+            loop.good = False
+        loop.call_ended(self)
+
+
+class _Loop:
+    """A loop under way; as a job it is its model request."""
+
+    __slots__ = (
+        *("agent", "due", "good", "open", "process", "round", "service_ns", "simulation", "started", "tries"),
+        "work",
+    )
+
+    def __init__(self, simulation: _Simulation, agent: _Agent, work: LoopWork, due: int) -> None:
+        self.simulation = simulation
+        self.agent = agent
+        self.process = agent.process
+        self.work = work
+        self.due = due
+        self.good = not work.failed
+        self.round = 0
+        clock = simulation.clock
+        self.started = clock.now
+        if work.before_ns:
+            clock.at(clock.now + work.before_ns, self.request)
+        else:
+            self.request()
+
+    def request(self, _: Any = None) -> None:
+        """Begin the next round."""
+        if self.round == len(self.work.rounds):
+            self._end(not self.work.failed)
+            return
+        self.service_ns = self.work.rounds[self.round].service_ns
+        self.tries = 0
+        self.ask()
+
+    def ask(self, _: Any = None) -> None:
+        """One attempt of the model request."""
+        self.tries += 1
+        simulation = self.simulation
+        model, quota = simulation.model, simulation.quota
+        if quota is not None:
+            work = self.work.rounds[self.round]
+            retry_ns = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
+            if retry_ns is not None:
+                model.use.arrived += 1
+                model.refuse(self, retry_ns)  # type: ignore[arg-type]
+                return
+        model.arrive(self)  # type: ignore[arg-type]
+
+    def answered(self, refused: bool, retry_after_ns: int | None) -> None:
+        simulation = self.simulation
+        clock = simulation.clock
+        if refused:
+            retry = simulation.retry
+            if retry is None or self.tries > retry.retries:
+                self._end(False)
+                return
+            wait_ns = retry.delay_ns(self.tries, retry_after_ns, simulation.random)
+            clock.at(clock.now + wait_ns, self.ask)
+            return
+        if simulation.quota is not None:
+            simulation.quota.release()
+        work = self.work.rounds[self.round]
+        if work.calls:
+            clock.at(clock.now + work.parse_ns, self.tools)
+        else:
+            self._next(work.parse_ns + work.collect_ns)
+
+    def tools(self, _: Any = None) -> None:
+        """Hand the calls of the round to the strategy."""
+        calls = self.work.rounds[self.round].calls
+        self.open = len(calls)
+        if self.simulation.sequential:
+            _Call(self, calls[0], 0).begin()
+            return
+        clock = self.simulation.clock
+        for place, work in enumerate(calls):
+            call = _Call(self, work, place)
+            if work.after_ns:
+                clock.at(clock.now + work.after_ns, call.begin)
+            else:
+                call.begin()
+
+    def call_ended(self, call: _Call) -> None:
+        self.open -= 1
+        work = self.work.rounds[self.round]
+        if not self.open:
+            self._next(work.collect_ns)
+        elif self.simulation.sequential:
+            place = call.place + 1
+            _Call(self, work.calls[place], place).begin()
+
+    def _next(self, after_ns: int) -> None:
+        self.round += 1
+        clock = self.simulation.clock
+        if self.round == len(self.work.rounds):
+            after_ns += self.work.after_ns
+        clock.at(clock.now + after_ns, self.request)
+
+    def _end(self, ok: bool) -> None:
+        simulation = self.simulation
+        simulation.under_way.discard(self)
+        simulation.note(self, ok)
+        self.agent.ended(self, ok and self.good)
+
+
+class _Agent:
+    """An agent, or in an open load a source of arrivals. `source` counts those of all processes."""
+
+    __slots__ = ("arrivals", "failures", "process", "simulation", "source")
+
+    def __init__(self, simulation: _Simulation, process: _Process, source: int) -> None:
+        self.simulation = simulation
+        self.process = process
+        self.source = source
+        self.failures = 0
+        self.arrivals: Iterator[float] | None = None
+
+    # A closed load:
+
+    def begin(self, _: Any = None) -> None:
+        simulation = self.simulation
+        if simulation.open:
+            simulation.begin_loop(self, simulation.clock.now)
+
+    def ended(self, loop: _Loop, well: bool) -> None:
+        simulation = self.simulation
+        if self.arrivals is not None:
+            simulation.freed(self.process)
+            return
+        if not simulation.open:
+            return
+        now = simulation.clock.now
+        self.failures = 0 if well else self.failures + 1
+        pause = max(simulation.load.think_seconds, pause_after(self.failures, (now - loop.started) / 1e9))
+        if pause:
+            simulation.clock.at(now + int(pause * 1e9), self.begin)
+        else:
+            self.begin()
+
+    # An open one:
+
+    def arrive(self, due: int) -> None:
+        simulation = self.simulation
+        if not simulation.open:
+            return
+        self.plan()
+        simulation.arrived(self, due)
+
+    def plan(self) -> None:
+        """Have the next arrival happen when it is due."""
+        assert self.arrivals is not None
+        due = self.simulation.begun + int(next(self.arrivals) * 1e9)
+        self.simulation.clock.at(due, self.arrive, due)
+
+
+class _Simulation:
+    def __init__(
+        self,
+        system: System,
+        strategy: StrategySpec,
+        load: SimulatedLoad,
+        loops: Iterator[LoopWork],
+        quota: Quota | None,
+        retry: Retry | None,
+        seed: str,
+    ) -> None:
+        self.system = system
+        self.strategy = strategy
+        self.load = load
+        self.loops = loops
+        self.quota = quota
+        self.retry = retry
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.clock = _Clock()
+        self.open = False
+        self.begun = 0
+        self.result = TrialResult(0.0, 0)
+        self.names = [
+            (tool, system.mcp[place] if system.mcp else "") for place, tool in enumerate(system.tools)
+        ]
+        self.server_of = system.server_of
+        self.sequential = strategy.kind == "sequential"
+        self.limited = bool(strategy.rules)
+        self.by_agent = any(rule.scope == "agent" for rule in strategy.rules)
+        self.uses = [ServerUse() for _ in (*system.servers, system.model)]
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Servers and limiters without anything inside."""
+        self.under_way: set[_Loop] = set()
+        self.servers = [_SERVERS[one.rule.kind](self.clock, one) for one in self.system.servers]
+        self.model = _SERVERS[self.system.model.rule.kind](self.clock, self.system.model)
+        load = self.load
+        part = load.workers if load.share_limit else 1
+        self.processes = [
+            _Process(self.clock, self.strategy.rules, part, self.random) for _ in range(load.workers)
+        ]
+        self.waiting: dict[int, deque[tuple[_Agent, int]]] = {id(one): deque() for one in self.processes}
+        for number, process in enumerate(self.processes):
+            most = load.max_in_flight
+            process.slots = -1 if most is None else share(most, number, load.workers)
+
+    def trial(self, block: int, trials: Trials) -> TrialResult:
+        """Run one trial to the end of its drain."""
+        clock, load = self.clock, self.load
+        begun = self.begun = clock.now
+        spread_ns = 0 if load.arrivals is not None else int(load.spread_seconds * 1e9)
+        self.result = TrialResult(trials.seconds, begun + spread_ns)
+        ends = begun + spread_ns + int(trials.seconds * 1e9)
+        self.open = True
+        for source in range(load.users):
+            process = self.processes[source % load.workers]
+            agent = _Agent(self, process, source)
+            if load.arrivals is None:
+                offset = start_offset(source, load.spread_seconds)
+                clock.at(begun + int(offset * 1e9), agent.begin)
+            else:
+                worker = source % load.workers
+                agent.arrivals = load.arrivals.of_source(source, f"{self.seed}/{block}/{worker}")
+                agent.plan()
+        self._run(begun + spread_ns)
+        everything = [*self.servers, self.model]
+        for server, use in zip(everything, self.uses, strict=True):
+            server.use = use
+        self._run(ends)
+        for server in everything:
+            server.use = ServerUse()
+        self.open = False
+        clock.now = max(clock.now, ends)
+        until = ends + int(trials.drain_seconds * 1e9)
+        self._run(until)
+        left = sum(map(len, self.waiting.values()))
+        self.result.dropped += left
+        if self.under_way or left:
+            clock.now = until
+            for loop in sorted(self.under_way, key=lambda one: (one.due, one.agent.source)):
+                self.note(loop, False)
+                self.result.interrupted += 1
+            clock.heap.clear()
+            self._start_anew()
+        clock.heap.clear()  # arrivals that were due after the end
+        return self.result
+
+    def _run(self, until: int) -> None:
+        """Let everything happen that is due before `until`."""
+        clock = self.clock
+        heap = clock.heap
+        while heap and heap[0][0] < until:
+            now, _, function, argument = heappop(heap)
+            clock.now = now
+            function(argument)
+
+    def begin_loop(self, agent: _Agent, due: int) -> None:
+        self.under_way.add(_Loop(self, agent, next(self.loops), due))
+
+    def arrived(self, agent: _Agent, due: int) -> None:
+        process = agent.process
+        if process.slots == 0:
+            self.waiting[id(process)].append((agent, due))
+            return
+        process.slots -= 1
+        self.begin_loop(agent, due)
+
+    def freed(self, process: _Process) -> None:
+        waiting = self.waiting[id(process)]
+        if waiting:
+            agent, due = waiting.popleft()
+            self.begin_loop(agent, due)
+        else:
+            process.slots += 1
+
+    def note(self, loop: _Loop, ok: bool) -> None:
+        result = self.result
+        result.due.append(loop.due)
+        result.started.append(loop.started)
+        result.ended.append(self.clock.now)
+        result.ok.append(ok)
+        result.good.append(ok and loop.good)
+
+
+def simulate(
+    system: System,
+    strategy: StrategySpec,
+    load: SimulatedLoad,
+    loops: Iterator[LoopWork],
+    trials: Trials,
+    *,
+    quota: Quota | None = None,
+    retry: Retry | None = None,
+    seed: str = "0",
+) -> Simulated:
+    """Run `trials` of a strategy under a load. `loops` yields the work of each loop that begins, without end.
+
+    Limiters live through all trials, as those of a process do.
+    """
+    simulation = _Simulation(system, strategy, load, loops, quota, retry, seed)
+    done = tuple(simulation.trial(block, trials) for block in range(trials.blocks))
+    arrived = sum(use.arrived for use in simulation.uses)
+    refused = sum(use.refused for use in simulation.uses)
+    return Simulated(done, tuple(simulation.uses), simulation.clock.made, arrived, refused)

@@ -1,0 +1,141 @@
+"""Predictions: replicates of the run that is asked about, on resampled loops, with bands. Pure.
+
+A replicate is one simulated run of the asked length, on a bootstrap resample of the recorded loops and with a
+seed of its own. So the band, the 5th to 95th percentile over replicates, holds both what the recording leaves
+open and the noise of a run of that length.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from profiler.prediction.engine import ServerUse, Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.figures import Figures, figures_of
+from profiler.prediction.fitting import Fitted
+from profiler.prediction.work import LoopWork
+from profiler.statistics.objectives import Objective
+from profiler.statistics.quantiles import Estimate
+from profiler.strategies import StrategySpec
+
+BAND = 0.9
+REPLICATES = 40
+FEWEST_FOR_P99 = 5_000
+LONGEST_SPREAD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A run to predict: `strategy` under `load`, measured for `trials`; factors multiply durations."""
+
+    strategy: StrategySpec
+    load: SimulatedLoad
+    trials: Trials
+    tool_time: tuple[tuple[str, float], ...] = ()
+    model_time: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The answer: figures with bands by name, or why there are none (`refused`)."""
+
+    question: Question
+    figures: dict[str, Estimate]
+    refused: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    uses: tuple[ServerUse, ...] = ()
+
+
+class Loops:
+    """The loops of a replicate: drawn again and again from a bootstrap resample of clusters."""
+
+    def __init__(self, loops: Sequence[LoopWork], seed: str, *, resample: bool = True) -> None:
+        self._loops = loops
+        rng = np.random.default_rng(random.Random(seed).getrandbits(64))
+        weights = np.array([loop.weight for loop in loops])
+        if resample:
+            clusters = np.array([loop.cluster for loop in loops])
+            names, index = np.unique(clusters, return_inverse=True)
+            counts = np.bincount(rng.integers(0, names.size, names.size), minlength=names.size)
+            weights = weights * counts[index]
+        self._chances = weights / weights.sum()
+        self._rng = rng
+
+    def __iter__(self) -> Iterator[LoopWork]:
+        loops = self._loops
+        while True:
+            for place in self._rng.choice(len(loops), size=1024, p=self._chances).tolist():
+                yield loops[place]
+
+
+def predict(
+    fitted: Fitted,
+    question: Question,
+    *,
+    objective: Objective | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    quota: object = None,
+    retry: object = None,
+) -> Predicted:
+    """The figures that `compare` would print of this run."""
+    loops = _scaled(fitted, question)
+    system = fitted.system
+    load = question.load
+    if load.arrivals is None:
+        first = _run(fitted, loops, question, replace(load, spread_seconds=0.0), f"{seed}/first")
+        walls = [
+            end - start for one in first.trials for start, end in zip(one.started, one.ended, strict=True)
+        ]
+        mean = float(np.mean(walls)) / 1e9 if walls else question.trials.seconds
+        load = replace(load, spread_seconds=min(mean, LONGEST_SPREAD * question.trials.seconds))
+    found: list[Figures] = []
+    runs: list[Simulated] = []
+    for number in range(replicates):
+        run = _run(fitted, loops, question, load, f"{seed}/{number}")
+        runs.append(run)
+        found.append(figures_of(run, question.strategy, load.users, objective))
+    figures = {}
+    for name, values in zip(Figures._fields, np.array(found).T, strict=True):
+        if np.isnan(values).all():
+            continue
+        low, middle, high = np.nanquantile(values, [(1 - BAND) / 2, 0.5, (1 + BAND) / 2])
+        figures[name] = Estimate(float(middle), float(low), float(high))
+    if fitted.calls < FEWEST_FOR_P99:
+        figures.pop("p99", None)
+    return Predicted(question, figures, uses=runs[0].servers)
+
+
+def _run(
+    fitted: Fitted, loops: Sequence[LoopWork], question: Question, load: SimulatedLoad, seed: str
+) -> Simulated:
+    return simulate(
+        fitted.system, question.strategy, load, iter(Loops(loops, seed)), question.trials, seed=seed
+    )
+
+
+def _scaled(fitted: Fitted, question: Question) -> Sequence[LoopWork]:
+    factors = dict(question.tool_time)
+    if not factors and question.model_time == 1.0:
+        return fitted.loops
+    of_tool = [factors.get(name, 1.0) for name in fitted.system.tools]
+    return [
+        replace(
+            loop,
+            rounds=tuple(
+                replace(
+                    one,
+                    service_ns=int(one.service_ns * question.model_time),
+                    calls=tuple(
+                        replace(call, service_ns=int(call.service_ns * of_tool[call.tool]))
+                        for call in one.calls
+                    ),
+                )
+                for one in loop.rounds
+            ),
+        )
+        for loop in fitted.loops
+    ]
