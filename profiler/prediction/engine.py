@@ -56,10 +56,10 @@ class Trials:
 
 @dataclass(slots=True)
 class TrialResult:
-    """The loops of one trial, in the order in which they ended; times in ns from its start.
+    """The loops of one trial, in the order in which they ended; times in ns of the virtual clock.
 
-    `ok`: came to an answer; `good`: with every call answered. `interrupted` loops were cut off after the drain.
-    `waits` are queue waits in the strategy and `durations` what calls took, by tool; they are kept where asked.
+    `ok`: came to an answer; `good`: with every call answered. `interrupted` loops were cut off after the
+    drain; they are among the others too. `dropped` arrivals never started.
     """
 
     seconds: float
@@ -219,8 +219,8 @@ class _Queueing(_Server):
 class _Sharing(_Server):
     """Serves all jobs at once, each at the speed min(1, capacity / jobs): processor sharing.
 
-    `done` is the service, in ns, that a job had which was there from the beginning: a job that came when it was
-    d is over when it is d + its service. So the order of ends is known however many come after.
+    `served` is the service, in ns, of a job that was there from the beginning: one that came when it was s is
+    over when it is s + its own service. So the order of ends is known however many come after.
     """
 
     __slots__ = ("at", "due", "ends", "number", "served")
@@ -552,9 +552,9 @@ class _Loop:
             retry_ns = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
             if retry_ns is not None:
                 model.use.arrived += 1
-                model.refuse(self, retry_ns)  # type: ignore[arg-type]
+                model.refuse(self, retry_ns)
                 return
-        model.arrive(self)  # type: ignore[arg-type]
+        model.arrive(self)
 
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
         simulation = self.simulation

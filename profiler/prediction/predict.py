@@ -83,7 +83,6 @@ def predict(
 ) -> Predicted:
     """The figures that `compare` would print of this run."""
     loops = _scaled(fitted, question)
-    system = fitted.system
     load = question.load
     if load.arrivals is None:
         first = _run(fitted, loops, question, replace(load, spread_seconds=0.0), f"{seed}/first")
