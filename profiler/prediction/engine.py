@@ -28,6 +28,10 @@ from profiler.strategies import StrategySpec
 NOTHING: dict[str, float] = {}
 
 
+Draw = Callable[[int, int], LoopWork]
+"""The work of a loop that begins at a time (ns) for an agent, by its number among those of all processes."""
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatedLoad:
     """How loops are started, as in `rundir.Load`.
@@ -669,7 +673,7 @@ class _Simulation:
         system: System,
         strategy: StrategySpec,
         load: SimulatedLoad,
-        loops: Iterator[LoopWork],
+        draw: Draw,
         quota: Quota | None,
         retry: Retry | None,
         seed: str,
@@ -677,7 +681,7 @@ class _Simulation:
         self.system = system
         self.strategy = strategy
         self.load = load
-        self.loops = loops
+        self.draw = draw
         self.quota = quota
         self.retry = retry
         self.seed = seed
@@ -762,7 +766,8 @@ class _Simulation:
             function(argument)
 
     def begin_loop(self, agent: _Agent, due: int) -> None:
-        self.under_way.add(_Loop(self, agent, next(self.loops), due))
+        work = self.draw(self.clock.now, agent.source)
+        self.under_way.add(_Loop(self, agent, work, due))
 
     def arrived(self, agent: _Agent, due: int) -> None:
         process = agent.process
@@ -793,18 +798,18 @@ def simulate(
     system: System,
     strategy: StrategySpec,
     load: SimulatedLoad,
-    loops: Iterator[LoopWork],
+    draw: Draw,
     trials: Trials,
     *,
     quota: Quota | None = None,
     retry: Retry | None = None,
     seed: str = "0",
 ) -> Simulated:
-    """Run `trials` of a strategy under a load. `loops` yields the work of each loop that begins, without end.
+    """Run `trials` of a strategy under a load; `draw` gives the work of each loop that begins.
 
     Limiters live through all trials, as those of a process do.
     """
-    simulation = _Simulation(system, strategy, load, loops, quota, retry, seed)
+    simulation = _Simulation(system, strategy, load, draw, quota, retry, seed)
     done = tuple(simulation.trial(block, trials) for block in range(trials.blocks))
     arrived = sum(use.arrived for use in simulation.uses)
     refused = sum(use.refused for use in simulation.uses)

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +46,12 @@ def tape(seed: int, loops: int = 400, *, rounds: int = 2, fan_out: int = 4) -> l
         LoopWork((*(RoundWork(nanoseconds(0.3, 0.3), calls()) for _ in range(rounds)), RoundWork(10**8)))
         for _ in range(loops)
     ]
+
+
+def in_order(work: Sequence[LoopWork]) -> Callable[[int, int], LoopWork]:
+    """The loops one after another, whoever begins them."""
+    loops = iter(work)
+    return lambda now_ns, agent: next(loops)
 
 
 def system(rule: Rule, retry_after_ns: int | None = None) -> System:
@@ -279,17 +285,15 @@ def test_wait_after_a_refusal_is_the_gate_s() -> None:
     assert mean[0] == pytest.approx(mean[1], rel=0.15)
 
 
-def endless(draw: Callable[[], int]) -> Iterator[LoopWork]:
-    for _ in itertools.count():
-        yield LoopWork((RoundWork(0, (CallWork(0, draw()),)),))
-
-
 @pytest.mark.parametrize(("kind", "capacity"), [("queue", 1), ("share", 1), ("queue", 3), ("refuse", 4)])
 def test_open_load_agrees_with_queueing_theory(kind: Any, capacity: int) -> None:
     """M/M/c and M/G/1-PS mean times in the system; Erlang's B for the share that is refused."""
     rate, service = 0.6 * capacity, 1.0
     draw = random.Random(11)
-    loops = endless(lambda: int(draw.expovariate(1 / service) * 1e9))
+
+    def loops(now_ns: int, agent: int) -> LoopWork:
+        return LoopWork((RoundWork(0, (CallWork(0, int(draw.expovariate(1 / service) * 1e9)),)),))
+
     load = SimulatedLoad(1, Arrivals(rate, 1))
     run = simulate(system(Rule(kind, capacity)), parse_strategy("gathered"), load, loops, Trials(30_000.0))
     one = run.trials[0]
@@ -313,7 +317,7 @@ def test_sharing_server_gives_each_call_its_part() -> None:
         system(Rule("share", 1)),
         parse_strategy("gathered"),
         SimulatedLoad(1),
-        itertools.chain(work, itertools.repeat(LoopWork((RoundWork(10**12),)))),
+        in_order([*work, *itertools.repeat(LoopWork((RoundWork(10**12),)), 9)]),
         Trials(10.0, drain_seconds=0.0),
     )
     # 1 s of the first is done at 1 s; then both need one more second at half the speed: 3 s.
@@ -321,7 +325,7 @@ def test_sharing_server_gives_each_call_its_part() -> None:
 
 
 def test_loops_that_do_not_end_are_cut_off_after_the_drain() -> None:
-    work = itertools.repeat(LoopWork((RoundWork(100 * 10**9),)))
+    work = in_order([LoopWork((RoundWork(100 * 10**9),))] * 9)
     run = simulate(
         system(NONE), parse_strategy("gathered"), SimulatedLoad(3), work, Trials(5.0, 2, drain_seconds=2.0)
     )
