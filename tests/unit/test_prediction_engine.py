@@ -212,7 +212,7 @@ def simulated(
         system(rule, retry_after_ns),
         parse_strategy(spec),
         load,
-        iter(work),
+        in_order(work),
         Trials(seconds, drain_seconds=300.0),
         seed=seed,
     )
