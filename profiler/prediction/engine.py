@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from profiler.arrivals import Arrivals, pause_after, share, start_offset
 from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Together
 from profiler.limits.refusals import Holdback
+from profiler.limits.spec import LaneKey, lanes_of
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.work import CallWork, LoopWork, Server, System
 from profiler.strategies import StrategySpec
@@ -341,15 +342,14 @@ class _Process:
     """The limiters of one process, as `profiler.limits.gate.Gate` keeps them."""
 
     __slots__ = (
-        "agents",
         "clock",
         "held",
         "holdbacks",
+        "lanes",
         "paths",
         "random",
         "rules",
         "share",
-        "shared",
         "slots",
     )
 
@@ -358,53 +358,29 @@ class _Process:
         self.rules = rules
         self.share = share
         self.random = draw
-        self.shared: dict[tuple[str, str], _Lane] = {}
-        self.agents: dict[int, _Lane] = {}
-        self.paths: dict[tuple[str, str, int], tuple[_Lane, ...]] = {}
+        self.lanes: dict[LaneKey, _Lane] = {}
+        self.paths: dict[tuple[str, str, str], tuple[_Lane, ...]] = {}
         self.holdbacks: dict[int, Holdback] = {}
         self.held = False
         self.slots = 0
 
-    def path(self, tool: str, server: str, agent: int) -> tuple[_Lane, ...]:
+    def path(self, tool: str, server: str, agent: str) -> tuple[_Lane, ...]:
         """The lanes that a call passes, in order."""
-        key = (tool, server, agent)
-        found = self.paths.get(key)
+        asked = (tool, server, agent)
+        found = self.paths.get(asked)
         if found is None:
             lanes = []
-            for scope, name, rules in lanes_of(self.rules, tool, server):
-                if scope == "agent":
-                    lane = self.agents.get(agent)
-                    if lane is None:
-                        lane = self.agents[agent] = self._lane(rules)
-                else:
-                    lane = self.shared.get((scope, name))
-                    if lane is None:
-                        lane = self.shared[scope, name] = self._lane(rules)
+            for key, rules in lanes_of(self.rules, tool, server, agent):
+                lane = self.lanes.get(key)
+                if lane is None:
+                    lane = self.lanes[key] = self._lane(rules)
                 lanes.append(lane)
-            found = self.paths[key] = tuple(lanes)
+            found = self.paths[asked] = tuple(lanes)
         return found
 
     def _lane(self, rules: Sequence[LimitRule]) -> _Lane:
         limiters = [rule.make(self.share) for rule in rules]
         return _Lane(self.clock, limiters[0] if len(limiters) == 1 else Together(limiters))
-
-
-def lanes_of(rules: Sequence[LimitRule], tool: str, server: str) -> list[tuple[str, str, list[LimitRule]]]:
-    """TODO: replaced by limits.spec's."""
-    lanes = []
-    by_agent = [rule for rule in rules if rule.scope == "agent"]
-    if by_agent:
-        lanes.append(("agent", "", by_agent))
-    by_tool = [rule for rule in rules if rule.scope == "tool" and rule.tool in (None, tool)]
-    if by_tool:
-        lanes.append(("tool", tool, by_tool))
-    by_server = [rule for rule in rules if rule.scope == "server" and rule.server in (None, server)]
-    if by_server and server:
-        lanes.append(("server", server, by_server))
-    process = [rule for rule in rules if rule.scope == "process"]
-    if process:
-        lanes.append(("process", "", process))
-    return lanes
 
 
 # Agents, loops and calls.
@@ -458,7 +434,7 @@ class _Call:
             return
         tool = self.tool
         names = simulation.names[tool]
-        self.lanes = loop.process.path(names[0], names[1], loop.agent.source if simulation.by_agent else 0)
+        self.lanes = loop.process.path(*names, loop.agent.name if simulation.by_agent else "")
         self.hold()
 
     def hold(self, waited: bool = False) -> None:
@@ -620,12 +596,13 @@ class _Loop:
 class _Agent:
     """An agent, or in an open load a source of arrivals. `source` counts those of all processes."""
 
-    __slots__ = ("arrivals", "failures", "process", "simulation", "source")
+    __slots__ = ("arrivals", "failures", "name", "process", "simulation", "source")
 
     def __init__(self, simulation: _Simulation, process: _Process, source: int) -> None:
         self.simulation = simulation
         self.process = process
         self.source = source
+        self.name = str(source)
         self.failures = 0
         self.arrivals: Iterator[float] | None = None
 
