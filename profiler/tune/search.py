@@ -622,6 +622,7 @@ class Tuner:
             refused=refused(stage.directory.records(), model_limits, held=held),
             baseline=self._dial.baseline,
             dial=self._dial.setting,
+            edge=None if setting.limit is None else self._dial.edge(setting.limit),
             python=python_snippet(setting.spec, model_limits, shared, self._search.load.agent),
             toml=toml_fragment(setting.spec, model_limits),
             effective="\n".join(limits),

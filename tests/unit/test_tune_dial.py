@@ -74,6 +74,15 @@ def test_values_of_a_semaphore_and_of_a_setting():
     assert dial("calls=1..2").beside == "calls=1"
 
 
+def test_value_at_an_end_of_what_was_asked_for_is_said_to_be_one():
+    within = dial("semaphore=2..64")
+    assert within.edge(64) == "64 is the largest that --over names: a larger one may be better"
+    assert within.edge(2) == "2 is the smallest that --over names: a smaller one may be as good"
+    assert within.edge(30) is None
+    assert dial("calls=1,4").edge(1) is None
+    assert Dial().edge(1) is None
+
+
 @pytest.mark.parametrize(
     ("over", "seen", "tried"),
     [
