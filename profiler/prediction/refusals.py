@@ -48,9 +48,12 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A token bucket: `per_second` calls, `burst` at once; `errors` as of a `Threshold`."""
+    """A token bucket: `per_second` calls, `burst` at once; `errors` as of a `Threshold`. Rates from `lowest`
+    to `highest` explain as much."""
 
     per_second: float
+    lowest: float
+    highest: float
     burst: float
     errors: float
 
@@ -126,7 +129,10 @@ def rate(calls: Calls, considered: Bools) -> Rate | None:
         return None
     if per_second * UNEVEN_NS / 1e9 > burst / 2:  # too fast to be seen by a client
         return None
-    return Rate(per_second, burst, errors)
+    near = per_second * np.geomspace(0.7, 1.4, 41)
+    as_good = [each for each in near.tolist() if _split(at, refused, each)[0] <= errors + 0.002]
+    lowest, highest = min([per_second, *as_good]), max([per_second, *as_good])
+    return Rate(per_second, lowest, highest, burst, errors)
 
 
 def _rates(at: Floats, refused: Bools) -> Floats:

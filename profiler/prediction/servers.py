@@ -48,6 +48,13 @@ _SHADOWS = 0.1
 """Under a rule this share of the services may be nothing, if it leaves no other short ones."""
 _CONTRADICTED = 2.0
 """A rule under which services differ by this factor with the load is not looked at."""
+_REFUSES = 0.75
+"""A server only refuses when calls are known not to wait up to this share of the number that it takes."""
+_RATES = 1.05
+"""A rate is identified when those that explain as much are within this factor of each other."""
+_CLEAR = 0.02
+"""With fewer errors than this, a number in flight explains the refusals and no rate is looked for."""
+_WAITING: tuple[Kind, ...] = ("queue", "share")
 _COARSE = 14
 _LOADS = 5
 
@@ -114,15 +121,18 @@ def _seen(others: Ints) -> tuple[float, float]:
 def _waiting(calls: Calls, taken: Bools) -> _Waiting:
     evidence = Evidence.of_calls(calls.started[taken], calls.ended[taken], calls.group[taken])
     most = int(evidence.others.max()) + 1
-    best = _best(evidence, ("queue", "share"), most)
+    best = _best(evidence, _WAITING, most)
     if _changes(evidence, best or evidence.of("none")) > UNEXPLAINED:
         # What changes over the recording must not be taken for what changes with the load.
         evidence.within = True
-        best = _best(evidence, ("queue", "share"), most)
-    if best is None or not _better(evidence, best, evidence.of("none")):
+        best = _best(evidence, _WAITING, most)
+    none = evidence.of("none")
+    if (
+        best is None
+        or not _better(evidence, best, none, _nats(evidence, best))
+        or _slowdown(evidence, best) < SLOWER
+    ):
         return _no_waiting(evidence, most)
-    if _slowdown(evidence, best) < SLOWER:
-        return _no_waiting(evidence, most, _as_good(evidence, best, most)[0])
     best, low, high = _least_dependent(evidence, best, *_as_good(evidence, best, most))
     return _named(evidence, best, low, high, most)
 
@@ -140,15 +150,18 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
     if not _better(evidence, inner, outer, nats=5.0, errors=3.0):
         text = f"slower later or under more load, which are not told apart: {what} would explain it"
         return _Waiting(kind, capacity, (low, high), False, text, warnings)
+    if evidence.gain_apart_from_standstills(best, evidence.of("none")) <= 0:
+        text = "stood still for a while now and then: calls waited for that, and no rule is known"
+        return _Waiting("none", None, None, False, text, (*warnings, "stands still now and then"))
     factor, at_low, at_high = _dependence(evidence, best)
-    if factor > UNEXPLAINED:
+    free = evidence.by_load(int(evidence.others.max()))
+    if factor > UNEXPLAINED or not _better(evidence, best, free, nats=5.0, errors=2.0):
         raw, _, _ = _dependence(evidence, evidence.of("none"))
         slower = _slower(raw, at_low, at_high)
         text = f"slower with load, but neither a queue nor sharing explains it ({what} comes nearest)"
         return _Waiting("none", None, None, False, text, (*warnings, slower))
     other = _best(evidence, ("share",) if kind == "queue" else ("queue",), most)
-    nats = max(5.0, _ORDER * evidence.together(capacity)) if kind == "queue" else 5.0
-    if other is not None and not _better(evidence, best, other, nats=nats, errors=3.0):
+    if other is not None and not _better(evidence, best, other, _nats(evidence, best, 5.0), errors=3.0):
         text = f"{what}, or {_words(other.kind, other.capacity, other.capacity)}: what was seen fits both"
         return _Waiting(kind, capacity, (low, high), False, text, warnings)
     if high > MARGIN * low + 1:
@@ -159,6 +172,13 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
     return _Waiting(kind, capacity, (low, high), True, text, warnings)
 
 
+def _nats(evidence: Evidence, explained: Explained, least: float = _NATS) -> float:
+    """By how much the likelihood must be higher, to be for the rule and not for the order that suits it."""
+    if explained.kind != "queue" or explained.capacity is None:
+        return least
+    return max(least, _ORDER * evidence.reordered(explained.capacity))
+
+
 def _slower(factor: float, low: int, high: int) -> str:
     return (
         f"slower with load in a way that none of the rules explains: x {factor:.1f} from {low} to {high} in "
@@ -166,11 +186,9 @@ def _slower(factor: float, low: int, high: int) -> str:
     )
 
 
-def _no_waiting(evidence: Evidence, most: int, until: int | None = None) -> _Waiting:
-    """`until`: calls get slower above that, but too few and too little to tell the rule."""
-    none = evidence.of("none")
-    factor, low, high = _dependence(evidence, none)
-    drift = _changes(evidence, none)
+def _no_waiting(evidence: Evidence, most: int) -> _Waiting:
+    factor, low, high = _dependence(evidence, evidence.of("none"))
+    drift = _changes(evidence, evidence.of("none"))
     warnings = []
     if drift > UNEXPLAINED:
         warnings.append(f"its times change over the recording (drift): x {drift:.2f}")
@@ -178,10 +196,35 @@ def _no_waiting(evidence: Evidence, most: int, until: int | None = None) -> _Wai
         warnings.append(_slower(factor, low, high))
         text = "slower with load, but neither a queue nor sharing explains it"
         return _Waiting("none", None, None, False, text, tuple(warnings))
+    until = _excluded(evidence, most)
     text = f"never more than {most} in flight: no slower up to there, and nothing is known above"
-    if until is not None:
-        text = f"no slower up to {until} in flight; above, too few calls or too little to tell why"
+    if until < most:
+        text = f"no slower up to {until} in flight; too few calls went above that to tell"
     return _Waiting("none", None, None, True, text, tuple(warnings), until)
+
+
+def _excluded(evidence: Evidence, most: int) -> int:
+    """The number in flight up to which calls are known not to wait: any lower capacity would have shown."""
+    none = evidence.of("none")
+
+    def excluded(capacity: int) -> bool:
+        rules = [evidence.of(kind, capacity) for kind in _WAITING]
+        return all(
+            not _possible(evidence, each) or _better(evidence, none, each, nats=2.0, errors=2.0)
+            for each in rules
+            if (evidence.others >= capacity).any()
+        )
+
+    good, bad = 0, most
+    for capacity in evidence.tried("share"):
+        if not excluded(capacity):
+            bad = capacity
+            break
+        good = capacity
+    while bad - good > max(1, good // 50):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if excluded(middle) else (good, middle)
+    return bad
 
 
 def _best(evidence: Evidence, kinds: Sequence[Kind], most: int) -> Explained | None:
@@ -271,8 +314,10 @@ def _slowdown(evidence: Evidence, explained: Explained) -> float:
     beyond = evidence.others >= explained.capacity
     if beyond.sum() < 20:
         return 1.0
-    services = np.maximum(1.0, explained.services[beyond])
-    return float(evidence.durations[beyond].sum() / services.sum())
+    services, durations = np.maximum(1.0, explained.services[beyond]), evidence.durations[beyond]
+    if float(np.mean(durations - services)) < TOLERANCE_NS:  # what a network may add
+        return 1.0
+    return float(durations.sum() / services.sum())
 
 
 def _dependence(evidence: Evidence, explained: Explained) -> tuple[float, int, int]:
@@ -349,7 +394,9 @@ def _refusing(calls: Calls, others: Ints) -> _Refusing:
     if count < FEWEST:
         return _Refusing(None, None, False, f"{count} refusals, too few to tell what for")
     found = threshold(calls, others)
-    rated = rate(calls, np.ones(refused.size, dtype=np.bool_))
+    rated = None
+    if found is None or found.errors > _CLEAR:
+        rated = rate(calls, np.ones(refused.size, dtype=np.bool_))
     if found is not None and (rated is None or found.errors <= rated.errors):
         return _Refusing(found, None, True, "")
     if rated is not None:
@@ -400,16 +447,22 @@ def _together(waiting: _Waiting, refusing: _Refusing, seen: tuple[float, float],
         else:
             rule = Rule("refuse", limit.at)
             capacities, identified = (limit.lowest, limit.highest), limit.highest <= MARGIN * limit.lowest + 1
-            sentence = f"refuses above {_range(limit)} at once {seen_refused}"
+            words = f"refuses above {_range(limit)} at once {seen_refused}"
+            if not waiting.identified or (waiting.until or 0) < _REFUSES * limit.at:
+                identified, words = False, f"{words}; {sentence}"  # it may hold some in a queue
+            sentence = words
     if refusing.rate is not None:
         burst = max(1, round(refusing.rate.burst))
         rule = replace(rule, rate=refusing.rate.per_second, burst=float(burst))
         words = f"refuses above {refusing.rate.per_second:.4g} a second, {burst} at once"
+        if refusing.rate.highest > _RATES * refusing.rate.lowest:
+            between = f"{refusing.rate.lowest:.3g} and {refusing.rate.highest:.3g}"
+            words += f" (any rate between {between} explains what was seen)"
+            identified = False
         if rule.kind == "none":
             rule = replace(rule, kind="rate")
             words += f" (seen: {refusals} refusals)"
-            identified = identified or not warnings
-            sentence = words if identified else f"{words}; {sentence}"
+            sentence = words if identified and not warnings else f"{words}; {sentence}"
         else:
             sentence += f"; {words}"
     if refusing.words:

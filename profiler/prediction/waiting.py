@@ -39,6 +39,16 @@ _STRETCHES = 8
 """Stretches of a trial, at most."""
 
 
+_LOADS = 30
+"""Numbers in flight, or ranges of them, that durations may depend on in any way."""
+_DIFFERS = 0.1
+"""The order of calls matters where services of those together began further apart: a share of a usual one."""
+_GAPS = 100
+"""Gaps between ends that are looked at in a trial: the longest."""
+_LONG_GAP = 10
+"""A standstill is a gap between two ends this many times the usual."""
+_EXPECTED = 12.0
+"""A standstill is a gap in which this many calls should have ended."""
 _MOST = 30_000
 """Calls that rules are compared on: of more, the first ones of each trial."""
 
@@ -136,6 +146,53 @@ class Evidence:
         likelihood = self._probabilities(logs, below, above, possible) + order
         return Explained(kind, capacity, services, likelihood, float(np.mean(~possible)))
 
+    def by_load(self, most: int) -> Explained:
+        """Durations that depend in any way on the number in flight at the start: no rule, but one to beat."""
+        services = self.durations.astype(np.float64)
+        logs, below, above = (
+            self.scaled(services + step) for step in (0.0, -self.resolution, self.resolution)
+        )
+        edges = np.unique(np.quantile(self.others, np.linspace(0, 1, min(most, _LOADS) + 1)[1:-1]))
+        part = np.searchsorted(edges, self.others, side="right").astype(np.int64)
+        every = np.ones(part.size, dtype=np.bool_)
+        centre = _medians(logs, part, every)
+        if self.within:
+            centre += _medians(logs - centre, self._stretch, every)
+        likelihood = self._probabilities(logs - centre, below - centre, above - centre, every)
+        return Explained("none", None, services, likelihood, 0.0)
+
+    def gain_apart_from_standstills(self, better: Explained, worse: Explained) -> float:
+        """The gain less three standard errors, of calls that were not under way while the server stood still.
+
+        It does while nothing ends, though of the calls under way many should: as many as their ages and the
+        durations of all say (Nelson and Aalen's cumulative hazard).
+        """
+        hit = np.zeros(self.durations.size, dtype=np.bool_)
+        group = self.group[self.scored]
+        started, ended = self.timeline.started[self.scored], self.timeline.ended[self.scored]
+        for each in np.unique(group):
+            rows = group == each
+            begun, over = started[rows], ended[rows]
+            durations, ends = np.sort(over - begun), np.sort(over)
+            hazard = np.cumsum(1.0 / np.arange(durations.size, 0, -1))
+            gaps = np.diff(ends)
+            for at in np.argsort(gaps)[-_GAPS:]:
+                if gaps[at] < _LONG_GAP * np.median(gaps):
+                    continue
+                under_way = (begun < ends[at]) & (over > ends[at])
+                ages = [moment - begun[under_way] for moment in (ends[at], ends[at + 1] - 1)]
+                before, after = (
+                    np.concatenate(([0.0], hazard))[np.searchsorted(durations, age, side="right")]
+                    for age in ages
+                )
+                if float((after - before).sum()) > _EXPECTED:
+                    hit |= (started < ends[at + 1]) & (ended > ends[at])
+        if not hit.any():
+            return 1.0
+        difference = np.where(hit, 0.0, better.likelihood - worse.likelihood)
+        sums = np.bincount(self.block, weights=difference)
+        return float(difference.sum() - 3 * np.std(sums) * np.sqrt(sums.size))
+
     def _served(self, kind: Kind, capacity: int | None) -> tuple[Floats, Floats, Floats]:
         """The services under a rule, how well each is known, and the log chance of each one's turn."""
         key = (kind, capacity)
@@ -177,12 +234,17 @@ class Evidence:
             found[rows] = 0.98 * inside + 0.02 * anywhere[rows]
         return np.where(possible, np.log(np.maximum(found, _OUTLIER)), np.log(_OUTLIER / 10))
 
-    def together(self, capacity: int) -> int:
-        """How many calls waited, of those that started together with others."""
+    def reordered(self, capacity: int) -> int:
+        """How many calls waited whose place among those that started together makes a difference."""
         timeline = self.timeline
-        several = np.empty(timeline.together.size, dtype=np.bool_)
-        several[timeline.turn] = np.bincount(timeline.together)[timeline.together] > 1
-        return int((several[self.scored] & (self.others >= capacity)).sum())
+        services = timeline.services("queue", capacity)
+        from_ = (timeline.ended - services)[timeline.turn]
+        first = np.flatnonzero(np.diff(timeline.together, prepend=-1))
+        spread = np.maximum.reduceat(from_, first) - np.minimum.reduceat(from_, first)
+        differs = np.empty(from_.size, dtype=np.bool_)
+        sizes = np.diff(np.append(first, from_.size))
+        differs[timeline.turn] = np.repeat(spread > _DIFFERS * np.median(services), sizes)
+        return int((differs[self.scored] & (self.others >= capacity)).sum())
 
     def gain(self, better: Explained, worse: Explained) -> tuple[float, float]:
         """By how much the log likelihood of all calls is higher, and its standard error (over blocks)."""
