@@ -1,0 +1,1 @@
+"""What would happen, from what was recorded: models fitted to recordings, and their simulation."""
