@@ -47,8 +47,12 @@ LEAST_REFUSED = 5
 NEAR = 0.1
 """A rate is known from 429s if all those that explain them as well are within ± this."""
 
-MOST_FITTED = 40_000
+MOST_FITTED = 20_000
 """Requests that a fit looks at, those with the most refusals among them."""
+
+
+MOST_RATES = 12
+"""Rates in whose surroundings a fit looks for the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +276,9 @@ def _stated(requests: Sequence[Request], given: KnownQuota | None, words: list[s
                 continue
             key = RESOURCE[quota.resource], quota.window_ns
             amounts[key] = min(quota.limit, amounts.get(key, quota.limit))
-    words += [f"the headers state {one}, more than anybody meets: it is taken for no limit" for one in unbounded]
+    words += [
+        f"the headers state {one}, more than anybody meets: it is taken for no limit" for one in unbounded
+    ]
     limits = {}
     for (resource, window_ns), amount in sorted(amounts.items(), key=lambda item: item[0][1] or 0):
         if window_ns is None and (resource, MINUTE_NS) in amounts:
@@ -313,10 +319,11 @@ def _sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.
     costs[np.isnan(costs)] = _mean(costs[~np.isnan(costs)])
     lacks = _lacks(requests, costs, np.array([rate]))[:, 0]
     burst, source, why = _size_in_headers(seen, rate), limit.source, ""
-    by_refusals = _threshold(lacks, refused)
-    if burst is None and by_refusals.explained >= max(LEAST_REFUSED, 0.5 * refused.sum()):
-        if by_refusals.beyond <= WRONG * by_refusals.explained:
-            burst, source = by_refusals.size, "429s"
+    unit = max(1.0, _mean(costs))
+    if burst is None and refused.sum() >= LEAST_REFUSED:
+        part = _parted(lacks, refused, unit)
+        if part.fits:
+            burst, source = part.size, "429s"
     if burst is None:
         burst, full = _most_left(requests, seen, costs, rate)
         source = "headers"
@@ -329,8 +336,11 @@ def _sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.
     beyond = admitted > 1.1 * most + 2 * np.max(costs, initial=0.0)
     if beyond.sum() > max(3, 0.01 * len(admitted)):
         return None, np.zeros(len(requests), dtype=bool)
-    slack = max(1.0, 0.05 * most)
-    explained = refused & (lacks > most - slack) if burst is not None else np.zeros(len(requests), dtype=bool)
+    explained = (
+        refused & (lacks > most - max(unit / 2, 0.02 * most))
+        if burst is not None
+        else np.zeros(len(requests), dtype=bool)
+    )
     met = explained.sum() >= 1
     if not met:
         why = f"stated, never met{f'; {why}' if why else ''}"
@@ -348,16 +358,20 @@ def _sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.
 
 
 def _size_in_headers(seen: Sequence[_Seen | None], rate: float) -> float | None:
-    """size = remaining + rate · reset, where responses agree on it."""
-    sizes = [
-        one.remaining + 0.5 + rate * one.reset_ns / SECOND_NS
-        for one in seen
-        if one is not None and one.remaining is not None and one.reset_ns
-    ]
-    if len(sizes) < LEAST_REFUSED:
+    """size = remaining + rate · reset, within what both were rounded by; None where responses disagree."""
+    told = [(one.remaining, one.reset_ns) for one in seen if one is not None and one.remaining is not None]
+    known = [(remaining, reset_ns) for remaining, reset_ns in told if reset_ns]
+    if len(known) < LEAST_REFUSED:
         return None
-    low, middle, high = np.quantile(sizes, (0.1, 0.5, 0.9))
-    return float(middle) if high - low <= max(1.5, 0.04 * middle) else None
+    # In whole seconds they are those of a point in time, too, which is rounded as the response's own is.
+    steps = {2 * SECOND_NS: SECOND_NS, 1_000_000: 1_000_000}
+    step_ns = next((n for n, unit in steps.items() if all(ns % unit == 0 for _, ns in known)), 1)
+    low = float(np.quantile([remaining + rate * (ns - step_ns) / SECOND_NS for remaining, ns in known], 0.95))
+    high = float(np.quantile([remaining + 1 + rate * ns / SECOND_NS for remaining, ns in known], 0.05))
+    if abs(high - low) > max(2.5, 0.04 * high):
+        return None
+    whole = round(low)
+    return float(whole) if low - 0.01 <= whole <= high else (low + high) / 2
 
 
 def _most_left(
@@ -386,16 +400,16 @@ def _most_left(
 # What refusals tell
 
 
-class _Threshold(NamedTuple):
-    """A size between admitted and refused: `explained` refusals are above it, `beyond` admitted ones too."""
+class _Parted(NamedTuple):
+    """Admitted and refused requests, parted by a `size`.
+
+    `loss`: how far they are from the side of it that they should be on, in requests of mean cost, summed.
+    `fits`: it is a rule that can have refused them.
+    """
 
     size: float
-    explained: int
-    beyond: int
-
-    @property
-    def score(self) -> float:
-        return self.explained - 3 * self.beyond
+    loss: float
+    fits: bool
 
 
 def _lacks(requests: Sequence[Request], costs: np.ndarray, rates: np.ndarray) -> np.ndarray:
@@ -412,21 +426,24 @@ def _lacks(requests: Sequence[Request], costs: np.ndarray, rates: np.ndarray) ->
     return found
 
 
-def _threshold(values: np.ndarray, refused: np.ndarray) -> _Threshold:
-    """The size that parts admitted from refused best; in the middle of those that do it equally well."""
-    if not refused.any():
-        return _Threshold(float("inf"), 0, 0)
+def _parted(values: np.ndarray, refused: np.ndarray, unit: float) -> _Parted:
+    """The size b that parts the v of admitted requests from those of refused ones best.
+
+    It minimises Σ (v - b)⁺ of the admitted + Σ (b - v)⁺ of the refused, so that one admitted a little too early
+    (it came later than it was sent) weighs little. A refused one should be above it by half a request:
+    else a rate at which no bucket is ever used would explain every refusal.
+    """
     order = np.argsort(values, kind="stable")
     ordered, marks = values[order], refused[order]
-    # Above position k: the refused are explained, the admitted are beyond.
-    explained = np.concatenate(([marks.sum()], marks.sum() - np.cumsum(marks)))
-    beyond = np.concatenate(([(~marks).sum()], (~marks).sum() - np.cumsum(~marks)))
-    score = explained - 3.0 * beyond
-    best = np.flatnonzero(score >= score.max())
-    k = int(best[-1])
-    below = ordered[k - 1] if k else 0.0
-    above = ordered[k] if k < len(ordered) else below
-    return _Threshold(float((below + above) / 2), int(explained[k]), int(beyond[k]))
+    below = np.concatenate(([0], np.cumsum(marks)))
+    above = np.concatenate(([(~marks).sum()], (~marks).sum() - np.cumsum(~marks)))
+    k = int(np.argmax(below >= above))
+    edges = ordered[max(0, k - 1)], ordered[min(k, len(ordered) - 1)]
+    size = float(sum(edges) / 2)
+    early, late = (values[~refused] - size) / unit, (size - values[refused]) / unit
+    loss = np.maximum(0.0, early).sum() + np.maximum(0.0, 0.5 + late).sum()
+    wrong = (early > 1).sum() + (late > 0.5).sum()
+    return _Parted(size, float(loss), bool(wrong <= WRONG * refused.sum() and loss <= 0.4 * refused.sum()))
 
 
 def _from_refusals(
@@ -444,9 +461,9 @@ def _from_refusals(
             found += _bucket(resource, requests, left, looked)
     if not found:
         return None
-    found.sort(key=lambda one: -one[0])
-    score, limit, explained = found[0]
-    others = [_name(one.resource) for other, one, _ in found[1:] if other >= 0.95 * score]
+    found.sort(key=lambda one: one[0])
+    loss, limit, explained = found[0]
+    others = [_name(one.resource) for other, one, _ in found[1:] if other <= 1.3 * loss + 1]
     if others:
         why = f"a limit of {' or '.join(others)} explains the 429s as well"
         limit = replace(limit, identified=False, why="; ".join(filter(None, (limit.why, why))))
@@ -470,13 +487,11 @@ def _at_once(
     requests: Sequence[Request], left: np.ndarray, looked: np.ndarray
 ) -> list[tuple[float, Limit, np.ndarray]]:
     values = _in_flight(requests)
-    part = _threshold(values[looked], left[looked])
-    if part.explained < max(LEAST_REFUSED, 0.5 * left.sum()) or part.beyond > WRONG * part.explained:
+    part = _parted(values[looked], left[looked], 1.0)
+    if not part.fits:
         return []
     amount = float(max(1, int(part.size)))
-    explained = left & (values > part.size)
-    limit = Limit("concurrent", amount, "429s", met=True, low=amount, high=amount)
-    return [(part.score, limit, explained)]
+    return [(part.loss, Limit("concurrent", amount, "429s", met=True), left & (values > part.size - 0.5))]
 
 
 def _bucket(
@@ -486,35 +501,54 @@ def _bucket(
     unknown = np.isnan(costs)
     if unknown.all() or unknown[left].mean() > 0.5:
         return []
-    costs[unknown] = _mean(costs[~unknown])
-    admitted = np.array([not one.refused for one in requests], dtype=bool)
-    seconds = max(1e-9, (requests[-1].at_ns - requests[0].at_ns) / SECOND_NS)
-    mean = costs[admitted].sum() / seconds
-    if mean <= 0:
+    unit = _mean(costs[~unknown])
+    costs[unknown] = unit
+    rates = _saturated_rates(requests, costs, left)
+    if not len(rates):
         return []
-
-    def tried(rates: np.ndarray) -> list[tuple[float, float, _Threshold, np.ndarray]]:
+    tried: list[tuple[float, float, _Parted, np.ndarray]] = []
+    rates = np.concatenate([rate * np.geomspace(0.97, 1.03, 41) for rate in rates])
+    step = 1.03 ** (1 / 20)
+    for _ in range(3):  # each time closer to the best
         values = _lacks(requests, costs, rates)
-        parts = [_threshold(values[looked, n], left[looked]) for n in range(len(rates))]
-        return [(part.score, rates[n], part, values[:, n]) for n, part in enumerate(parts)]
-
-    coarse = tried(mean * np.geomspace(0.5, 50, 70))
-    best = max(coarse, key=lambda one: one[0])
-    fine = tried(best[1] * np.geomspace(0.93, 1.075, 60))
-    top = max(one[0] for one in (*coarse, *fine))
-    slack = max(1.0, 0.03 * left.sum())
-    good = [one for one in (*coarse, *fine) if one[0] >= top - slack]
-    level = [one for one in good if one[0] >= top]
-    _, rate, part, values = sorted(level, key=lambda one: one[1])[len(level) // 2]
-    if part.explained < max(LEAST_REFUSED, 0.5 * left.sum()) or part.beyond > WRONG * part.explained:
+        parts = [_parted(values[looked, n], left[looked], unit) for n in range(len(rates))]
+        tried += [(part.loss, float(rates[n]), part, values[:, n]) for n, part in enumerate(parts)]
+        best = min(tried, key=lambda one: one[0])
+        rates = best[1] * np.geomspace(1 / step, step, 21)
+        step **= 0.1
+    loss, rate, part, lacks = best
+    if not part.fits:
         return []
-    low, high = min(one[1] for one in good), max(one[1] for one in good)
-    sure = low >= (1 - NEAR) * rate and high <= (1 + NEAR) * rate
-    why = "" if sure else f"from {60 * low:,.4g} to {60 * high:,.4g} a minute explain the 429s as well"
-    limit = Limit(
-        resource, 60 * rate, "429s", part.size, "429s", True, sure, low=60 * low, high=60 * high, why=why
-    )
-    return [(part.score, limit, left & (values > part.size))]
+    good = [one[1] for one in tried if one[0] <= 1.3 * loss + 1]
+    low, high = 60 * min(good), 60 * max(good)
+    sure = low >= (1 - NEAR) * 60 * rate and high <= (1 + NEAR) * 60 * rate
+    why = "" if sure else f"from {low:,.4g} to {high:,.4g} a minute explain the 429s as well"
+    limit = Limit(resource, 60 * rate, "429s", part.size, "429s", True, sure, low, high, why)
+    return [(loss, limit, left & (lacks > part.size - 0.5 * unit))]
+
+
+def _saturated_rates(requests: Sequence[Request], costs: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Rates a second at which the bucket may fill, from what was admitted between two refusals.
+
+    At both the bucket had less than a request's cost c, so that A = r·Δ ± c was admitted in the time Δ between
+    them, unless it was full meanwhile: then A is less. So the rate is near the largest (A - c) / Δ, which
+    is looked for at each distance: too short a time is too sensitive to when a request came.
+    """
+    at = np.array([one.at_ns for one in requests], dtype=np.int64)
+    admitted = np.where([one.refused for one in requests], 0.0, costs)
+    total = np.cumsum(admitted)[left]
+    times, unit = at[left] / SECOND_NS, float(np.mean(costs))
+    found: list[float] = []
+    distance = 1
+    while distance < len(times):
+        amounts, spans = total[distance:] - total[:-distance], times[distance:] - times[:-distance]
+        enough = (amounts >= 10 * unit) & (spans > 0)
+        if enough.any():
+            rate = float(np.max((amounts[enough] - unit) / spans[enough]))
+            if all(abs(rate / other - 1) > 0.02 for other in found):
+                found.append(rate)
+        distance = max(distance + 1, int(distance * 1.5))
+    return np.array(sorted(found)[-MOST_RATES:])
 
 
 # What refusals announce
