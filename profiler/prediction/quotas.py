@@ -13,6 +13,7 @@ import numpy as np
 
 from profiler.limits.known import KnownQuota
 from profiler.limits.quotas import SECOND_NS
+from profiler.limits.token_bucket import Resource
 from profiler.prediction.quota import (
     Announced,
     Limit,
@@ -27,12 +28,21 @@ from profiler.prediction.refused import WRONG, from_refusals
 from profiler.prediction.stated import LEAST_REFUSED, sized, stated_limits
 from profiler.records import ModelCall
 
+SPLIT: tuple[Resource, ...] = ("requests", "input-tokens", "output-tokens")
+JOINT: tuple[Resource, ...] = ("requests", "tokens")
+"""The buckets that a provider may have: Anthropic counts input and output apart, others both together."""
+
+OFF = 0.02
+"""Limits are not identified where a simulation's share of 429s is further than this from the recorded one."""
+
 MOST_FITTED = 20_000
 """Requests that a fit looks at, those with the most refusals among them."""
 
 
 def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> QuotaFinding:
     """The quotas that the requests of one server show. `given` goes before what its headers state."""
+    calls = list(calls)
+    resources = SPLIT if any(call.provider == "anthropic" for call in calls) else JOINT
     requests = _looked_at(requests_of(calls))
     refused = [one.refused for one in requests]
     words: list[str] = []
@@ -50,7 +60,7 @@ def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> Q
         left &= ~explained
     known = {limit.resource for limit in limits}
     while left.sum() >= max(LEAST_REFUSED, 0.05 * sum(refused)):
-        found = from_refusals(requests, left, known)
+        found = from_refusals(requests, left, known, resources)
         if found is None:
             break
         limit, explained = found
@@ -62,6 +72,13 @@ def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> Q
         tuple(limits), announced, len(requests), sum(refused), int(left.sum()), 0, tuple(words)
     )
     simulated = sum(one is not None for one in simulated_refusals(finding, requests))
+    if abs(simulated - sum(refused)) > OFF * len(requests):
+        told = (
+            f"a simulation of them refuses {simulated} of the {len(requests)} requests, {sum(refused)} were"
+        )
+        limits = [replace(one, identified=one.identified and one.source != "429s") for one in limits]
+        words.append(told)
+        finding = replace(finding, limits=tuple(limits))
     return replace(finding, simulated=simulated, words=(*words, *_unknown(finding)))
 
 

@@ -24,6 +24,13 @@ from profiler.prediction.quota import Limit, Request, mean, name, or_nan
 WRONG = 0.1
 """The share of refusals up to which requests may be on the wrong side of a limit that 429s tell."""
 
+WRONG_ADMITTED = 0.03
+"""That of admitted ones, if it is more of them."""
+
+LATE_S = 0.03
+LATE_SHARE = 0.1
+"""How much later than it was sent a request may come to a busy server; at most this share of a bucket."""
+
 NEAR = 0.1
 """A rate is known from 429s if all those that explain them as well are within ± this."""
 
@@ -57,7 +64,7 @@ def lacks_of(requests: Sequence[Request], costs: np.ndarray, rates: np.ndarray) 
     return found
 
 
-def parted(values: np.ndarray, refused: np.ndarray, unit: float) -> Parted:
+def parted(values: np.ndarray, refused: np.ndarray, unit: float, rate: float = 0.0) -> Parted:
     """The size b that parts the v of admitted requests from those of refused ones best.
 
     It minimises Σ (v - b)⁺ of the admitted + Σ (b - v)⁺ of the refused, so that one admitted a little too
@@ -70,18 +77,27 @@ def parted(values: np.ndarray, refused: np.ndarray, unit: float) -> Parted:
     above = np.concatenate(([(~marks).sum()], (~marks).sum() - np.cumsum(~marks)))
     k = int(np.argmax(below >= above))
     edges = ordered[max(0, k - 1)], ordered[min(k, len(ordered) - 1)]
-    return _parted_at(float(sum(edges) / 2), values, refused, unit)
+    size = float(sum(edges) / 2)
+    return _parted_at(size, values, refused, unit, min(rate * LATE_S, LATE_SHARE * size))
 
 
-def _parted_at(size: float, values: np.ndarray, refused: np.ndarray, unit: float) -> Parted:
-    early, late = (values[~refused] - size) / unit, (size - values[refused]) / unit
-    loss = np.maximum(0.0, early).sum() + np.maximum(0.0, 0.5 + late).sum()
-    wrong = (early > 1).sum() + (late > 0.5).sum()
-    return Parted(size, float(loss), bool(wrong <= WRONG * refused.sum() and loss <= 0.4 * refused.sum()))
+def _parted_at(
+    size: float, values: np.ndarray, refused: np.ndarray, unit: float, slack: float = 0.0
+) -> Parted:
+    """`slack`: how far a request may be on the wrong side since its time is not exactly known."""
+    early, late = values[~refused] - size, size - values[refused]
+    loss = (np.maximum(0.0, early).sum() + np.maximum(0.0, unit / 2 + late).sum()) / unit
+    return Parted(size, float(loss), _are_few(early > max(unit, slack), late > max(unit / 2, slack)))
+
+
+def _are_few(admitted: np.ndarray, refused: np.ndarray) -> bool:
+    """Whether few of both are on the wrong side of a limit, so that it can have been what refused."""
+    beyond = max(WRONG * len(refused), WRONG_ADMITTED * len(admitted))
+    return bool(len(refused) and admitted.sum() <= beyond and refused.sum() <= WRONG * len(refused))
 
 
 def from_refusals(
-    requests: Sequence[Request], left: np.ndarray, known: set[Resource]
+    requests: Sequence[Request], left: np.ndarray, known: set[Resource], resources: Sequence[Resource]
 ) -> tuple[Limit, np.ndarray] | None:
     """The limit that explains most of the refusals that are left; None where none does."""
     refused = np.array([one.refused for one in requests], dtype=bool)
@@ -89,8 +105,7 @@ def from_refusals(
     found: list[tuple[float, Limit, np.ndarray]] = []
     if "concurrent" not in known:
         found += _at_once(requests, left, looked)
-    candidates: tuple[Resource, ...] = ("requests", "tokens", "input-tokens", "output-tokens")
-    for resource in candidates:
+    for resource in resources:
         if resource not in known:
             found += _bucket(resource, requests, left, looked)
     if not found:
@@ -105,8 +120,11 @@ def from_refusals(
     return limit, explained
 
 
-def _in_flight(requests: Sequence[Request]) -> np.ndarray:
-    """Requests that the server has, with this one, when each comes."""
+def _in_flight(requests: Sequence[Request], late_ns: int = 0) -> np.ndarray:
+    """Requests that the server has, with this one, when each comes.
+
+    `late_ns`: for so much longer than the server the client may have taken a request to be under way.
+    """
     ends: list[int] = []
     found = np.empty(len(requests))
     for n, one in enumerate(requests):
@@ -114,23 +132,27 @@ def _in_flight(requests: Sequence[Request]) -> np.ndarray:
             heapq.heappop(ends)
         found[n] = len(ends) + 1
         if not one.refused:
-            heapq.heappush(ends, one.ended_ns)
+            heapq.heappush(ends, one.ended_ns - late_ns)
     return found
 
 
 def _at_once(
     requests: Sequence[Request], left: np.ndarray, looked: np.ndarray
 ) -> list[tuple[float, Limit, np.ndarray]]:
-    values = _in_flight(requests)
-    counts = np.arange(1, int(values.max()) + 1)  # whole: between two of them there is nothing to part
-    wrong = [
-        (values[looked & ~left] > count).sum() + (values[left] <= count).sum() for count in counts.tolist()
-    ]
-    amount = int(counts[int(np.argmin(wrong))])
-    part = _parted_at(amount + 0.5, values[looked], left[looked], 1.0)
-    if not part.fits:
+    admitted = looked & ~left
+    most = _in_flight(requests)[left]
+    least = _in_flight(requests, int(LATE_S * SECOND_NS))[admitted]
+    counts = range(1, int(most.max(initial=1)) + 1)  # whole: between two of them there is nothing to part
+    plain = _in_flight(requests)[admitted]
+    amount = min(
+        counts, key=lambda count: ((least > count).sum() + (most <= count).sum(), (plain > count).sum())
+    )
+    if not _are_few(least > amount, most <= amount):
         return []
-    return [(part.loss, Limit("concurrent", amount, "429s", met=True), left & (values > amount))]
+    loss = float(np.maximum(0.0, least - amount).sum() + np.maximum(0.0, amount + 1 - most).sum())
+    explained = left.copy()
+    explained[left] = most > amount
+    return [(loss, Limit("concurrent", amount, "429s", met=True), explained)]
 
 
 def _bucket(
@@ -138,7 +160,7 @@ def _bucket(
 ) -> list[tuple[float, Limit, np.ndarray]]:
     costs = np.array([or_nan(one.cost(resource)) for one in requests])
     unknown = np.isnan(costs)
-    if unknown.all() or unknown[left].mean() > 0.5:
+    if unknown[looked & ~left].mean() > 0.5:  # of one that was never admitted nobody knows its tokens
         return []
     unit = mean(costs[~unknown])
     costs[unknown] = unit
@@ -150,7 +172,7 @@ def _bucket(
     step = 1.03 ** (1 / 20)
     for _ in range(3):  # each time closer to the best
         values = lacks_of(requests, costs, rates)
-        parts = [parted(values[looked, n], left[looked], unit) for n in range(len(rates))]
+        parts = [parted(values[looked, n], left[looked], unit, rates[n]) for n in range(len(rates))]
         tried += [(part.loss, float(rates[n]), part, values[:, n]) for n, part in enumerate(parts)]
         best = min(tried, key=lambda one: one[0])
         rates = best[1] * np.geomspace(1 / step, step, 21)

@@ -98,7 +98,7 @@ def sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.n
     burst, source, why = _size_in_headers(seen, rate), limit.source, ""
     unit = max(1.0, mean(costs))
     if burst is None and refused.sum() >= LEAST_REFUSED:
-        part = parted(lacks, refused, unit)
+        part = parted(lacks, refused, unit, rate)
         if part.fits:
             burst, source = part.size, "429s"
     if burst is None:
