@@ -21,7 +21,7 @@ class Request:
     """One try of a model request that reached the server; it came there at `at_ns` and ended at `ended_ns`.
 
     Tokens are those that count against the limits; of a try that was refused, those of its call, which None
-    says are not known.
+    says are not known. `late_ns`: for so long at most a busy client did not notice its end.
     """
 
     at_ns: int
@@ -31,6 +31,7 @@ class Request:
     output_tokens: int | None = None
     headers: dict[str, str] | None = None
     retry_after_ns: int | None = None
+    late_ns: int = 0
 
     def cost(self, resource: Resource) -> float | None:
         """What it takes of a bucket; None where that is not known."""
@@ -63,6 +64,7 @@ def requests_of(calls: Iterable[ModelCall]) -> list[Request]:
                 output_tokens=call.output_tokens,
                 headers=one.rate_limits,
                 retry_after_ns=one.retry_after_ns,
+                late_ns=call.late_ns if one is call.attempts[-1] else 0,
             )
             for one in call.attempts
             if one.status is not None and one.status not in (401, 403, 404)

@@ -123,7 +123,8 @@ def from_refusals(
 def _in_flight(requests: Sequence[Request], late_ns: int = 0) -> np.ndarray:
     """Requests that the server has, with this one, when each comes.
 
-    `late_ns`: for so much longer than the server the client may have taken a request to be under way.
+    `late_ns`: for so much longer than the server the client may have taken a request to be under way, or for
+    as long as it was too busy to notice its end. 0 takes the recorded ends.
     """
     ends: list[int] = []
     found = np.empty(len(requests))
@@ -132,7 +133,7 @@ def _in_flight(requests: Sequence[Request], late_ns: int = 0) -> np.ndarray:
             heapq.heappop(ends)
         found[n] = len(ends) + 1
         if not one.refused:
-            heapq.heappush(ends, one.ended_ns - late_ns)
+            heapq.heappush(ends, one.ended_ns - (max(late_ns, one.late_ns) if late_ns else 0))
     return found
 
 
