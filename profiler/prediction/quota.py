@@ -177,7 +177,7 @@ def simulated_refusals(finding: QuotaFinding, requests: Sequence[Request]) -> li
         )
         answers.append(answer)
         if answer is None:
-            heapq.heappush(ends, one.at_ns + usual_ns if one.refused else one.ended_ns)
+            heapq.heappush(ends, one.at_ns + usual_ns if one.refused else one.ended_ns - one.late_ns)
     return answers
 
 
@@ -195,8 +195,12 @@ def name(resource: Resource) -> str:
     return "requests at once" if resource == "concurrent" else resource.replace("-", " ")
 
 
-def or_nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def costs_of(requests: Sequence[Request], resource: Resource) -> np.ndarray:
+    """What each request takes of a bucket; the mean of the others where that is not known."""
+    costs = np.array([one.cost(resource) for one in requests], dtype=float)  # None is NaN
+    unknown = np.isnan(costs)
+    costs[unknown] = mean(costs[~unknown].tolist())
+    return costs
 
 
 def mean(values: Iterable[float | None]) -> float:

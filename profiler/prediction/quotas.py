@@ -25,7 +25,7 @@ from profiler.prediction.quota import (
     told_by,
 )
 from profiler.prediction.refused import WRONG, from_refusals
-from profiler.prediction.stated import LEAST_REFUSED, sized, stated_limits
+from profiler.prediction.stated import LEAST_REFUSED, read_headers, sized, stated_limits
 from profiler.records import ModelCall
 
 SPLIT: tuple[Resource, ...] = ("requests", "input-tokens", "output-tokens")
@@ -48,8 +48,9 @@ def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> Q
     words: list[str] = []
     limits: list[Limit] = []
     left = np.array(refused, dtype=bool)  # refusals that nothing explains yet
-    for limit in stated_limits(requests, given, words):
-        fitted, explained = sized(limit, requests)
+    headers = read_headers(requests)
+    for limit in stated_limits(requests, headers, given, words):
+        fitted, explained = sized(limit, requests, headers)
         if fitted is None:
             words.append(
                 f"{amount_words(limit)}, {told_by(limit.source)}: the server admitted far more than that, "

@@ -19,7 +19,7 @@ import numpy as np
 
 from profiler.limits.quotas import SECOND_NS
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import Limit, Request, mean, name, or_nan
+from profiler.prediction.quota import Limit, Request, costs_of, mean, name
 
 WRONG = 0.1
 """The share of refusals up to which requests may be on the wrong side of a limit that 429s tell."""
@@ -159,12 +159,15 @@ def _at_once(
 def _bucket(
     resource: Resource, requests: Sequence[Request], left: np.ndarray, looked: np.ndarray
 ) -> list[tuple[float, Limit, np.ndarray]]:
-    costs = np.array([or_nan(one.cost(resource)) for one in requests])
-    unknown = np.isnan(costs)
-    if unknown[looked & ~left].mean() > 0.5:  # of one that was never admitted nobody knows its tokens
+    known = [
+        one.cost(resource) is not None for one, look in zip(requests, looked & ~left, strict=True) if look
+    ]
+    if sum(known) < 0.5 * len(known):  # of one that was never admitted nobody knows its tokens
         return []
-    unit = mean(costs[~unknown])
-    costs[unknown] = unit
+    costs = costs_of(requests, resource)
+    unit = mean(costs)
+    if unit <= 0:
+        return []
     rates = _saturated_rates(requests, costs, left)
     if not len(rates):
         return []

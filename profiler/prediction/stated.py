@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from profiler.limits.known import UNBOUNDED, KnownQuota
-from profiler.limits.quotas import MINUTE_NS, SECOND_NS, stated
+from profiler.limits.quotas import MINUTE_NS, MONTH_NS, SECOND_NS, WINDOWS, Quota, stated, window_words
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import Limit, Request, mean, name, or_nan
+from profiler.prediction.quota import Limit, Request, costs_of, mean, name
 from profiler.prediction.refused import lacks_of, parted
 
 RESOURCE: dict[str, Resource] = {
@@ -34,37 +33,42 @@ LEAST_REFUSED = 5
 # What headers state
 
 
-class _Seen(NamedTuple):
-    """What the headers of one response said of one resource."""
-
-    remaining: float | None
-    reset_ns: int | None
+Stated = Sequence[tuple[Quota, ...]]
+"""The quotas that each response stated."""
 
 
-def stated_limits(requests: Sequence[Request], given: KnownQuota | None, words: list[str]) -> list[Limit]:
+def read_headers(requests: Sequence[Request]) -> Stated:
+    """The quotas that the response to each request states."""
+    return [stated(one.headers) if one.headers else () for one in requests]
+
+
+def stated_limits(
+    requests: Sequence[Request], headers: Stated, given: KnownQuota | None, words: list[str]
+) -> list[Limit]:
     """The limits that are given, or stated in headers, in a minute; others are said in words."""
     amounts: dict[tuple[Resource, int | None], float] = {}
     unbounded = set()
-    for one in requests:
-        for quota in stated(one.headers) if one.headers else ():
+    for quotas in headers:
+        for quota in quotas:
             a_minute = quota.limit if quota.per_second is None else 60 * quota.per_second
             if not quota.limit or not a_minute:
                 continue
             if a_minute >= UNBOUNDED[quota.resource]:
-                unbounded.add(quota.words)
+                unbounded.add(f"{quota.limit:,.12g} {name(RESOURCE[quota.resource])}")
                 continue
             key = RESOURCE[quota.resource], quota.window_ns
             amounts[key] = min(quota.limit, amounts.get(key, quota.limit))
-    words += [f"the headers state {one}, more than anybody meets: taken for no limit" for one in unbounded]
-    limits = {}
-    for (resource, window_ns), amount in sorted(amounts.items(), key=lambda item: item[0][1] or 0):
-        if window_ns is None and (resource, MINUTE_NS) in amounts:
-            continue
+    words += [
+        f"the headers state {one}, more than anybody meets: taken for no limit" for one in sorted(unbounded)
+    ]
+    limits: dict[Resource, Limit] = {}
+    for (resource, named_ns), amount in sorted(amounts.items(), key=lambda item: item[0][1] or MONTH_NS):
+        if named_ns is None and resource in limits:
+            continue  # another response tells it
+        window_ns = named_ns or _shown_window(requests, headers, resource, amount)
         if window_ns is None or window_ns > MINUTE_NS:
-            span = "a window that they do not tell" if window_ns is None else f"{window_ns / 1e9:g} s"
-            words.append(
-                f"the headers state {amount:,.12g} {name(resource)} in {span}: such a limit is not simulated"
-            )
+            within = "in a window that cannot be told" if window_ns is None else window_words(window_ns)
+            words.append(f"the headers state {amount:,.12g} {name(resource)} {within}: it is not simulated")
         elif resource not in limits:
             limits[resource] = Limit(resource, amount * MINUTE_NS / window_ns, "headers")
     if "input-tokens" in limits and "output-tokens" in limits:
@@ -75,25 +79,47 @@ def stated_limits(requests: Sequence[Request], given: KnownQuota | None, words: 
     return list(limits.values())
 
 
-def _seen(requests: Sequence[Request], resource: Resource) -> list[_Seen | None]:
-    found: list[_Seen | None] = []
-    for one in requests:
-        quotas = stated(one.headers) if one.headers else ()
-        of = next((quota for quota in quotas if RESOURCE[quota.resource] == resource), None)
-        found.append(None if of is None else _Seen(of.remaining, of.reset_ns))
-    return found
+def _shown_window(
+    requests: Sequence[Request], headers: Stated, resource: Resource, amount: float
+) -> int | None:
+    """The window of a limit whose headers have none, from how fast what is left grows again.
+
+    What is left, and all that was taken before, grow by rate · Δ together unless the bucket is full
+    meanwhile. Over less than a second, when a request came is not known well enough.
+    """
+    costs, times, totals, total = costs_of(requests, resource), [], [], 0.0
+    for one, cost, left in zip(requests, costs, _left(headers, resource), strict=True):
+        total += 0.0 if one.refused else cost
+        if left is not None and left.remaining is not None:
+            times.append(one.at_ns / SECOND_NS)
+            totals.append(left.remaining + total)
+    at, taken, unit = np.array(times), np.array(totals), max(1.0, mean(costs))
+    shown = 0.0
+    distance = 1
+    while distance < len(at):
+        grown, spans = taken[distance:] - taken[:-distance], at[distance:] - at[:-distance]
+        enough = (grown >= 10 * unit) & (spans >= 1)
+        if enough.any():
+            shown = max(shown, float(np.max((grown[enough] - 2 * unit) / spans[enough])))
+        distance = max(distance + 1, int(distance * 1.5))
+    rates = {ns: amount * SECOND_NS / ns for ns in WINDOWS.values()}
+    return next((ns for ns, rate in rates.items() if 0.5 * rate <= shown <= 1.2 * rate), None)
+
+
+def _left(headers: Stated, resource: Resource) -> list[Quota | None]:
+    """What each response says of a resource."""
+    return [next((one for one in quotas if RESOURCE[one.resource] == resource), None) for quotas in headers]
 
 
 # How much a bucket holds
 
 
-def sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.ndarray]:
+def sized(limit: Limit, requests: Sequence[Request], headers: Stated) -> tuple[Limit | None, np.ndarray]:
     """The limit with its burst, and which refusals it explains; None where the server does not keep to it."""
     rate = limit.amount / 60
     refused = np.array([one.refused for one in requests], dtype=bool)
-    seen = _seen(requests, limit.resource)
-    costs = np.array([or_nan(one.cost(limit.resource)) for one in requests])
-    costs[np.isnan(costs)] = mean(costs[~np.isnan(costs)])
+    seen = _left(headers, limit.resource)
+    costs = costs_of(requests, limit.resource)
     lacks = lacks_of(requests, costs, np.array([rate]))[:, 0]
     burst, source, why = _size_in_headers(seen, rate), limit.source, ""
     unit = max(1.0, mean(costs))
@@ -134,7 +160,7 @@ def sized(limit: Limit, requests: Sequence[Request]) -> tuple[Limit | None, np.n
     )
 
 
-def _size_in_headers(seen: Sequence[_Seen | None], rate: float) -> float | None:
+def _size_in_headers(seen: Sequence[Quota | None], rate: float) -> float | None:
     """size = remaining + rate · reset, within what both were rounded by; None where responses disagree."""
     told = [(one.remaining, one.reset_ns) for one in seen if one is not None and one.remaining is not None]
     known = [(remaining, reset_ns) for remaining, reset_ns in told if reset_ns]
@@ -152,7 +178,7 @@ def _size_in_headers(seen: Sequence[_Seen | None], rate: float) -> float | None:
 
 
 def _most_left(
-    requests: Sequence[Request], seen: Sequence[_Seen | None], costs: np.ndarray, rate: float
+    requests: Sequence[Request], seen: Sequence[Quota | None], costs: np.ndarray, rate: float
 ) -> tuple[float | None, bool]:
     """The most that was ever left before a request, and whether the bucket was seen full with it.
 

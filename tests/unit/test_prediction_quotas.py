@@ -113,6 +113,16 @@ def mistral(limit: float) -> Headers:
     return written
 
 
+def azure(limit: float) -> Headers:
+    def written(server: Server, at: float) -> dict[str, str]:
+        return {
+            "x-ratelimit-limit-requests": f"{limit:.0f}",
+            "x-ratelimit-remaining-requests": f"{int(server.left)}",
+        }
+
+    return written
+
+
 def shares(calls: list[ModelCall], finding: QuotaFinding) -> tuple[float, float]:
     """Of the same requests: refused in the recording, and by the fitted rule."""
     requests = requests_of(calls)
@@ -187,7 +197,22 @@ def test_limit_of_a_day_is_said_and_not_simulated() -> None:
     headers = {"x-ratelimit-limit-requests-day": "14400", "x-ratelimit-remaining-requests-day": "14000"}
     found = fit_quotas(recorded(Server(), per_second=4, headers=lambda *_: headers))
     assert found.limits == ()
-    assert found.words[0] == "the headers state 14,400 requests in 86400 s: such a limit is not simulated"
+    assert found.words[0] == "the headers state 14,400 requests a day: it is not simulated"
+
+
+@pytest.mark.parametrize(("rate", "limit"), [(10, 600), (10, 10)])
+def test_window_that_no_header_has_is_told_by_how_fast_what_is_left_grows(rate: float, limit: float) -> None:
+    found = fit_quotas(recorded(Server(rate=rate, size=15), per_second=8, headers=azure(limit)))
+    (one,) = found.limits
+    assert (one.resource, one.amount, one.burst) == ("requests", 600, 15)
+
+
+def test_window_cannot_be_told_where_next_to_nothing_was_taken() -> None:
+    found = fit_quotas(recorded(Server(rate=10, size=25), per_second=1, headers=azure(600)))
+    assert found.limits == ()
+    assert found.words[0] == (
+        "the headers state 600 requests in a window that cannot be told: it is not simulated"
+    )
 
 
 def test_given_quota_goes_before_headers() -> None:
