@@ -139,11 +139,11 @@ def sized(limit: Limit, requests: Sequence[Request], headers: Stated) -> tuple[L
     beyond = admitted > 1.1 * most + 2 * np.max(costs, initial=0.0)
     if beyond.sum() > max(3, 0.01 * len(admitted)):
         return None, np.zeros(len(requests), dtype=bool)
-    explained = (
-        refused & (lacks > most - max(unit / 2, 0.02 * most))
-        if burst is not None
-        else np.zeros(len(requests), dtype=bool)
-    )
+    explained = refused & (lacks > most - max(unit / 2, 0.02 * most)) & (burst is not None)
+    for n in np.flatnonzero(refused).tolist():
+        left, cost = seen[n], requests[n].cost(limit.resource)
+        if left is not None and left.remaining is not None and cost is not None:
+            explained[n] = left.remaining < cost  # the server's own word
     met = explained.sum() >= 1
     if not met:
         why = f"stated, never met{f'; {why}' if why else ''}"
@@ -191,7 +191,7 @@ def _most_left(
     ]
     if not known:
         return None, False
-    most = max(before for _, _, before in known)
+    most = float(max(before for _, _, before in known))
     margin = max(2.0, 0.03 * most)
     full = 0
     for (at_ns, remaining, _), (later_ns, _, before) in pairwise(known):
