@@ -27,6 +27,9 @@ WRONG = 0.1
 WRONG_ADMITTED = 0.03
 """That of admitted ones, if it is more of them."""
 
+MOST_LOSS = 0.4
+"""The loss of each refusal up to which a rule is one: 1/8 where it is right, 1/2 where nothing parts them."""
+
 LATE_S = 0.03
 LATE_SHARE = 0.1
 """How much later than it was sent a request may come to a busy server; at most this share of a bucket."""
@@ -87,7 +90,9 @@ def _parted_at(
     """`slack`: how far a request may be on the wrong side since its time is not exactly known."""
     early, late = values[~refused] - size, size - values[refused]
     loss = (np.maximum(0.0, early).sum() + np.maximum(0.0, unit / 2 + late).sum()) / unit
-    return Parted(size, float(loss), _are_few(early > max(unit, slack), late > max(unit / 2, slack)))
+    # The first asks for the right side, near or far; the second for a difference where all are near.
+    few = _are_few(early > max(unit, slack), late > max(unit / 2, slack))
+    return Parted(size, float(loss), few and bool(loss <= MOST_LOSS * refused.sum() * max(1.0, slack / unit)))
 
 
 def _are_few(admitted: np.ndarray, refused: np.ndarray) -> bool:
@@ -150,7 +155,9 @@ def _at_once(
     )
     if not _are_few(least > amount, most <= amount):
         return []
-    loss = float(np.maximum(0.0, least - amount).sum() + np.maximum(0.0, amount + 1 - most).sum())
+    loss = float(np.maximum(0.0, plain - amount).sum() + np.maximum(0.0, amount + 1 - most).sum())
+    # A bucket that is right has a loss too: its refusals are anywhere in the half of a request above b.
+    loss += left.sum() / 8
     explained = left.copy()
     explained[left] = most > amount
     return [(loss, Limit("concurrent", amount, "429s", met=True), explained)]
@@ -169,10 +176,11 @@ def _bucket(
     if unit <= 0:
         return []
     rates = _saturated_rates(requests, costs, left)
-    if not len(rates):
-        return []
     tried: list[tuple[float, float, Parted, np.ndarray]] = []
-    rates = np.concatenate([rate * np.geomspace(0.97, 1.03, 41) for rate in rates])
+    # Of a bucket that holds next to nothing the rate may be higher: it is full again before each request.
+    rates = np.concatenate(
+        [*(rate * np.geomspace(0.97, 1.03, 41) for rate in rates), max(rates) * np.geomspace(1.03, 8, 60)]
+    )
     step = 1.03 ** (1 / 20)
     for _ in range(3):  # each time closer to the best
         values = lacks_of(requests, costs, rates)
@@ -180,7 +188,7 @@ def _bucket(
         tried += [(part.loss, float(rates[n]), part, values[:, n]) for n, part in enumerate(parts)]
         best = min(tried, key=lambda one: one[0])
         rates = best[1] * np.geomspace(1 / step, step, 21)
-        step **= 0.1
+        step = max(1.0005, step**0.2)
     loss, rate, part, lacks = best
     if not part.fits:
         return []
@@ -201,9 +209,10 @@ def _saturated_rates(requests: Sequence[Request], costs: np.ndarray, left: np.nd
     """
     at = np.array([one.at_ns for one in requests], dtype=np.int64)
     admitted = np.where([one.refused for one in requests], 0.0, costs)
-    total = np.cumsum(admitted)[left]
+    total = np.cumsum(admitted)
+    found = [float(total[-1] * SECOND_NS / max(1, at[-1] - at[0]))]  # no more is known of a few
+    total = total[left]
     times, unit = at[left] / SECOND_NS, float(np.mean(costs))
-    found: list[float] = []
     distance = 1
     while distance < len(times):
         amounts, spans = total[distance:] - total[:-distance], times[distance:] - times[:-distance]
