@@ -73,7 +73,7 @@ def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> Q
         tuple(limits), announced, len(requests), sum(refused), int(left.sum()), 0, tuple(words)
     )
     simulated = sum(one is not None for one in simulated_refusals(finding, requests))
-    if limits and abs(simulated - sum(refused)) > OFF * len(requests):
+    if limits and abs(simulated - sum(refused)) > OFF * len(requests) + 2:
         told = f"of the {len(requests)} requests these limits refuse {simulated}, the server {sum(refused)}"
         limits = [replace(one, identified=one.identified and one.source != "429s") for one in limits]
         words.append(told)

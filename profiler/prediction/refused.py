@@ -192,7 +192,7 @@ def _bucket(
     loss, rate, part, lacks = best
     if not part.fits:
         return []
-    good = [one[1] for one in tried if one[0] <= 1.3 * loss + 1]
+    good = [one[1] for one in tried if one[2].fits and one[0] <= 1.3 * loss + 1]
     low, high = 60 * min(good), 60 * max(good)
     sure = low >= (1 - NEAR) * 60 * rate and high <= (1 + NEAR) * 60 * rate
     why = "" if sure else f"from {low:,.4g} to {high:,.4g} a minute explain the 429s as well"
