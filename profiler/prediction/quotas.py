@@ -40,7 +40,10 @@ MOST_FITTED = 20_000
 
 
 def fit_quotas(calls: Iterable[ModelCall], given: KnownQuota | None = None) -> QuotaFinding:
-    """The quotas that the requests of one server show. `given` goes before what its headers state."""
+    """The quotas that calls show: those of one key, and of one model where each has its own (OpenAI).
+
+    `given` goes before what headers state.
+    """
     calls = list(calls)
     resources = SPLIT if any(call.provider == "anthropic" for call in calls) else JOINT
     requests = _looked_at(requests_of(calls))

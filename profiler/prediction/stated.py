@@ -15,7 +15,7 @@ import numpy as np
 from profiler.limits.known import UNBOUNDED, KnownQuota
 from profiler.limits.quotas import MINUTE_NS, MONTH_NS, SECOND_NS, WINDOWS, Quota, stated, window_words
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import Limit, Request, costs_of, mean, name
+from profiler.prediction.quota import Limit, Request, Source, costs_of, mean, name
 from profiler.prediction.refused import lacks_of, parted
 
 RESOURCE: dict[str, Resource] = {
@@ -121,18 +121,19 @@ def sized(limit: Limit, requests: Sequence[Request], headers: Stated) -> tuple[L
     seen = _left(headers, limit.resource)
     costs = costs_of(requests, limit.resource)
     lacks = lacks_of(requests, costs, np.array([rate]))[:, 0]
-    burst, source, why = _size_in_headers(seen, rate), limit.source, ""
     unit = max(1.0, mean(costs))
+    most_left, full = _most_left(requests, seen, costs, rate)
+    source: Source = "headers"
+    burst, why = _size_in_headers(seen, rate, most_left if full else None), ""
     if burst is None and refused.sum() >= LEAST_REFUSED:
         part = parted(lacks, refused, unit, rate)
         if part.fits:
             burst, source = part.size, "429s"
-    if burst is None:
-        burst, full = _most_left(requests, seen, costs, rate)
-        source = "headers"
-        if not full:
-            least = "" if burst is None else f", {burst:,.6g} at least"
-            burst, why = None, f"how much of it may be used at once is not known{least}"
+    if burst is None and full:
+        burst = most_left
+    elif burst is None:
+        least = "" if most_left is None else f", {most_left:,.6g} at least"
+        why = f"how much of it may be used at once is not known{least}"
     # A bucket lets through its burst and what it fills with. What goes beyond it by far was never held to it.
     most = limit.amount if burst is None else burst
     admitted = lacks[~refused]
@@ -160,8 +161,11 @@ def sized(limit: Limit, requests: Sequence[Request], headers: Stated) -> tuple[L
     )
 
 
-def _size_in_headers(seen: Sequence[Quota | None], rate: float) -> float | None:
-    """size = remaining + rate · reset, within what both were rounded by; None where responses disagree."""
+def _size_in_headers(seen: Sequence[Quota | None], rate: float, full: float | None) -> float | None:
+    """size = remaining + rate · reset, within what both were rounded by; None where responses disagree.
+
+    `full`: what was left in a bucket that looked full, which is exact.
+    """
     told = [(one.remaining, one.reset_ns) for one in seen if one is not None and one.remaining is not None]
     known = [(remaining, reset_ns) for remaining, reset_ns in told if reset_ns]
     if len(known) < LEAST_REFUSED:
@@ -173,8 +177,10 @@ def _size_in_headers(seen: Sequence[Quota | None], rate: float) -> float | None:
     high = float(np.quantile([remaining + 1 + rate * ns / SECOND_NS for remaining, ns in known], 0.05))
     if abs(high - low) > max(2.5, 0.04 * high):
         return None
+    if full is not None and low - 1 <= full <= high + 1:
+        return full
     whole = round(low)
-    return float(whole) if low - 0.01 <= whole <= high else (low + high) / 2
+    return float(whole) if low - 0.01 <= whole <= high <= low + 2.5 else (low + high) / 2
 
 
 def _most_left(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
 
 from profiler.limits.known import parse_quota
+from profiler.prediction import quotas
 from profiler.prediction.quotas import Announced, QuotaFinding, fit_quotas, requests_of, simulated_refusals
 from profiler.records import Attempt, ModelCall
 
@@ -221,6 +222,65 @@ def test_given_quota_goes_before_headers() -> None:
     assert [(one.amount, one.source) for one in found.limits] == [(900, "given")]
 
 
+def test_given_quota_that_is_not_the_servers_is_seen_in_the_429s() -> None:
+    calls = recorded(Server(rate=10, size=25), per_second=20)
+    found = fit_quotas(calls, parse_quota("openai:rpm=900"))
+    assert found.unexplained > 0
+    assert (
+        f"of the {found.requests} requests these limits refuse {found.simulated}, the server"
+        in found.words[0]
+    )
+
+
+def test_429s_tell_the_burst_where_headers_have_no_reset() -> None:
+    server = Server(rate=10, size=25)
+    server.left = 10  # used by others before: no response says 25
+    found = fit_quotas(recorded(server, per_second=20, headers=mistral(600)))
+    (limit,) = found.limits
+    assert (limit.amount, limit.source, limit.burst_source, limit.met) == (600, "headers", "429s", True)
+    assert found.unexplained == 0
+
+
+def test_input_and_output_of_anthropic_are_apart_and_their_sum_is_no_limit_of_its_own() -> None:
+    headers = {"date": "Mon, 06 Oct 2025 10:00:00 GMT"}
+    for resource, limit, left in (
+        ("requests", 50, 49),
+        ("input-tokens", 30_000, 29_500),
+        ("output-tokens", 8_000, 7_900),
+        ("tokens", 38_000, 37_400),
+    ):
+        headers[f"anthropic-ratelimit-{resource}-limit"] = str(limit)
+        headers[f"anthropic-ratelimit-{resource}-remaining"] = str(left)
+        headers[f"anthropic-ratelimit-{resource}-reset"] = "2025-10-06T10:00:01Z"
+    calls = [
+        ModelCall(
+            "anthropic",
+            "m",
+            at,
+            at + SECOND,
+            input_tokens=900,
+            cached_tokens=400,
+            output_tokens=100,
+            attempts=(Attempt(at, at + SECOND, 200, rate_limits=headers),),
+        )
+        for at in range(0, 400 * SECOND, 4 * SECOND)
+    ]
+    found = fit_quotas(calls)
+    assert [(one.resource, one.amount, one.burst) for one in found.limits] == [
+        ("requests", 50, 50),
+        ("input-tokens", 30_000, 30_000),
+        ("output-tokens", 8_000, 8_000),
+    ]
+
+
+def test_of_many_requests_those_with_the_most_refusals_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(Server(rate=10, size=25), per_second=20, seconds=40)
+    monkeypatch.setattr(quotas, "MOST_FITTED", 400)
+    found = fit_quotas(calls)
+    assert found.requests == 400
+    assert found.of("requests") is not None
+
+
 # 429s without headers
 
 
@@ -300,6 +360,16 @@ def test_fixed_window_is_not_taken_for_a_bucket_whose_429s_would_be_others(load:
     found = fit_quotas(calls)
     true, simulated = shares(calls, found)
     assert not found.limits or abs(true - simulated) < 0.02
+
+
+def test_429s_tell_a_limit_of_output_tokens() -> None:
+    calls = [
+        replace(call, provider="anthropic", input_tokens=50, output_tokens=(call.input_tokens or 0))
+        for call in recorded(Server(rate=4000, size=10_000, unit="tokens"), per_second=12, tokens=(99, 1500))
+    ]
+    limit = fit_quotas(calls).of("output-tokens")
+    assert limit is not None
+    assert (limit.source, limit.met) == ("429s", True)
 
 
 def test_few_refusals_tell_nothing() -> None:

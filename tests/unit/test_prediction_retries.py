@@ -157,6 +157,7 @@ def test_retries_are_not_known_where_nothing_tells_of_them() -> None:
     )
     assert observed_retries([call(provider="gemini")]).rule is None
     assert observed_retries([]).rule is None
+    assert observed_retries([call(provider="none")]).rule is None
     mixed = observed_retries([call(ended=429), call((None, 450_000_000), ended=429)])
     assert mixed.rule is None
     assert mixed.words == "requests were given up after 0, 1 retries: no one rule does so"
