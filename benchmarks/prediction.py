@@ -8,8 +8,8 @@
 `record` runs a ladder of loads past the capacity on each kind of server (`prediction_servers.py`); `run` one
 strategy under one load, some 20 times for each four kinds, on the same servers with other seeds; `predict`
 predicts these cells from the ladders, and prints the table (`prediction_table.py`). Each phase keeps what it
-finds in `--out`; `record` and `run` leave out what is there already. So the phases may run at different times,
-and again after they were stopped. A ladder of 2 × 10 s takes some 5 minutes, a cell of 40 s one.
+finds in `--out`; `record` and `run` leave out what is there already, so phases may run at different times, or
+again after they were stopped. A ladder of 2 × 10 s takes some 5 minutes, a cell of 40 s one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The servers that predictions are held against, and the cells that are predicted and run on each.
 
-`emu-…` are the emulator with a scenario; `oth-…` are `tests/capacity_server.py`, which shares no code with it.
+`emu-…` are the emulator with a scenario, `oth-…` `tests/capacity_server.py`, which shares no code with it.
 Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota.
 """
 

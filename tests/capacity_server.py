@@ -30,7 +30,6 @@ import json
 import math
 import random
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -48,11 +47,11 @@ class Bucket:
 
     def __init__(self, rate: float, size: float) -> None:
         self.rate, self.size = rate, size
-        self.level, self._at = size, time.monotonic()
+        self.level, self._at = size, 0.0
 
     def take(self) -> float:
         """Seconds until there will be one; 0: it has been taken."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self.level = min(self.size, self.level + (now - self._at) * self.rate)
         self._at = now
         if self.level < 1:
@@ -177,10 +176,13 @@ class Drift:
 
     def __init__(self, factor: float, mean: float, seed: str) -> None:
         self._factor, self._mean, self._random = factor, mean, random.Random(seed)
-        self._until = time.monotonic()
+        self._until: float | None = None
 
     def now(self) -> float:
-        while self._factor != 1 and time.monotonic() >= self._until:
+        time = asyncio.get_running_loop().time()
+        if self._until is None:
+            self._until = time
+        while self._factor != 1 and time >= self._until:
             self._factor = 1 / self._factor
             self._until += self._random.expovariate(1 / self._mean)
         return self._factor
