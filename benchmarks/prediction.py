@@ -31,6 +31,8 @@ from benchmarks.prediction_servers import KINDS, LEVELS, ROOT, Cell, Kind
 from benchmarks.prediction_table import Pair, report
 
 LADDER_SEED = 1
+LATE = 0.01
+"""The share of a loop's p50 or p95 that may be the busy machine's."""
 LADDER_STRATEGIES = ("gathered", "sequential")
 
 
@@ -47,15 +49,21 @@ def record(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def run(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
-    """The cells of a kind: their run directories in `cells`, their figures in cells.json."""
+    """The cells of a kind: their run directories in `cells`, their figures in cells.json.
+
+    Without that file, the figures of the runs that are kept are computed again.
+    """
     path = folder / "cells.json"
     cells: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for cell in kind.cells:
         if cell.name in cells:
             continue
-        with kind.target(folder, cell.seed) as target:
-            given = (*target, "--strategy", cell.strategy, "--users", str(cell.users))
-            run_directory = _compare(folder, folder / "cells" / cell.name, given, arguments, 1)
+        kept = folder / "cells" / cell.name
+        if not kept.exists():
+            with kind.target(folder, cell.seed) as target:
+                given = (*target, "--strategy", cell.strategy, "--users", str(cell.users))
+                _compare(folder, kept, given, arguments, 1)
+        run_directory = next(kept.iterdir())
         cells[cell.name] = (
             asdict(cell) | {"users": cell.users, "seed": cell.seed} | figures_of_run(run_directory)
         )
@@ -166,9 +174,17 @@ def figures_of_run(path: Path) -> dict[str, Any]:
             value = found[name][0]
             bounds = (value * low, value * high) if name in RELATIVE else (value + low, value + high)
             found[name] = (value, *bounds)
+    # A tool that refuses in 2 ms is timed badly on a busy machine, while loops of seconds are not.
+    late = max(
+        one["late_seconds"] / one["seconds"] for one in strategy["client_parts"] if "loop" in one["figure"]
+    )
+    if not summary["valid"]:
+        found = {name: figure for name, figure in found.items() if " " not in name}
     return {
         "figures": found,
-        "valid": bool(summary["valid"]),
+        "valid": bool(summary["valid"]) or late <= LATE,
+        "late": late,
+        "warnings": [one["kind"] for one in summary["warnings"]],
         "loops": strategy["loops"]["due"],
         "blocks": len(trials),
         "measured_seconds": round(sum(one.ended_ns - one.started_ns for one in trials) / 1e9, 1),
