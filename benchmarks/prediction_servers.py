@@ -100,7 +100,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """Not the ladder's (1). Cells of one load share theirs, so that strategies do the same work."""
+        """Not the ladder's (1). On the emulator, strategies under one load do the same work."""
         return 100 + round(10 * self.factor)
 
 

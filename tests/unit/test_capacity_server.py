@@ -67,13 +67,13 @@ def shape(seed: str = "1", loop_share: float = 0.4, sigma: float = 0.8) -> Shape
 def test_work_follows_from_seed_and_place() -> None:
     one, same, other = shape(), shape(), shape("2")
     tool = one.tools[0]
-    assert one.tool_seconds(tool, 7, 0, 1) == same.tool_seconds(tool, 7, 0, 1)
-    assert one.tool_seconds(tool, 7, 0, 1) != other.tool_seconds(tool, 7, 0, 1)
-    assert [len(one.calls(7, n)) for n in range(4)] == [len(same.calls(7, n)) for n in range(4)]
+    assert one.tool_seconds(tool, "7", 0, 1) == same.tool_seconds(tool, "7", 0, 1)
+    assert one.tool_seconds(tool, "7", 0, 1) != other.tool_seconds(tool, "7", 0, 1)
+    assert [len(one.calls("7", n)) for n in range(4)] == [len(same.calls("7", n)) for n in range(4)]
 
 
 def test_loops_have_rounds_and_calls_within_their_bounds() -> None:
-    drawn = [[shape().calls(loop, n) for n in range(4)] for loop in range(200)]
+    drawn = [[shape().calls(str(loop), n) for n in range(4)] for loop in range(200)]
     assert {sum(bool(calls) for calls in rounds) for rounds in drawn} == {1, 2, 3}
     assert {len(calls) for rounds in drawn for calls in rounds} == {0, 2, 3, 4, 5, 6}
     names = [tool.name for rounds in drawn for calls in rounds for tool in calls]
@@ -84,7 +84,7 @@ def test_calls_of_a_loop_are_as_alike_as_its_share_says() -> None:
     work = shape(loop_share=0.4)
     tool = work.tools[0]
     first, of_another_round, of_the_same = (
-        [math.log(work.tool_seconds(tool, loop, *place)) for loop in range(2000)]
+        [math.log(work.tool_seconds(tool, str(loop), *place)) for loop in range(2000)]
         for place in ((0, 0), (1, 0), (0, 1))
     )
     assert statistics.correlation(first, of_another_round) == pytest.approx(0.4, abs=0.05)
