@@ -145,8 +145,16 @@ def _cells(*cells: tuple[str, float]) -> tuple[Cell, ...]:
     return tuple(Cell(strategy, factor) for strategy, factor in cells)
 
 
-HALF, FULL, TWICE = (f"semaphore:{round(share * CAPACITY)}" for share in (0.5, 1, 2))
-REFUSE = _cells(("gathered", 1.5), (FULL, 1.5), ("adaptive", 1.5), (TWICE, 2), (HALF, 1), ("rate:50/s", 1))
+HALF, FULL, TWICE = (
+    f"semaphore:search={CAPACITY // 2}",
+    f"semaphore:search={CAPACITY}",
+    f"semaphore:{2 * CAPACITY}",
+)
+"""Half of the capacity of `search`, all of it, and twice that for the calls of all tools."""
+REFUSE = _cells(
+    *(("gathered", 1.5), (f"semaphore:{CAPACITY}", 1.5), ("adaptive", 1.5), (FULL, 1.5)),
+    *((TWICE, 2), (HALF, 1), ("rate:50/s", 1)),
+)
 QUEUE = _cells(("gathered", 1.5), (FULL, 1.5), (HALF, 1), ("gathered", 1), ("sequential", 2))
 SHARE = _cells(("gathered", 1), (TWICE, 1), ("adaptive", 0.5), ("gathered", 2), (FULL, 2))
 QUOTA = _cells(("gathered", 1), ("sequential", 1), (FULL, 0.5), ("rate:40/s", 1.5), ("gathered", 1.5))
