@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +78,21 @@ def predict(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     for cell in kind.cells:
         if cell.name not in cells:
             continue
-        predictions[cell.name] = _predicted(ladder, cell, cells[cell.name])
+        predictions[cell.name] = _predicted(ladder, cell, cells[cell.name], arguments.python)
         (folder / "predictions.json").write_text(json.dumps(predictions, indent=1))
         print(f"  {kind.name} {cell.name}: {predictions[cell.name]['seconds']:.1f} s", flush=True)
 
 
-def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "profiler", "predict", str(ladder), "--strategy", cell.strategy]
-    command += ["--users", str(cell.users), "--json"]
+def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any], python: str) -> dict[str, Any]:
+    command = [python, "-m", "profiler", "predict", str(ladder.resolve()), "--json"]
+    command += ["--strategy", cell.strategy, "--users", str(cell.users)]
     # The noise of a run of this length belongs into the bands.
-    length = {"--duration": f"{truth['measured_seconds']:g}s", "--blocks": str(truth["blocks"])}
-    command += [word for option, value in length.items() if option in _options() for word in (option, value)]
+    command += ["--duration", f"{truth['measured_seconds']:g}s", "--blocks", str(truth["blocks"])]
     began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, cwd=ladder.parent
+        )
         output, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired:
         output, errors = "", "no answer within 300 s"
@@ -104,12 +104,6 @@ def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any]) -> dict[str, 
     strategies = answer.get("strategies") or [{}]
     said = [*(answer.get("refused") or ()), *(strategies[0].get("refused") or ())]
     return found | {"figures": figures(strategies[0]), "said": [str(one) for one in said]}
-
-
-@cache
-def _options() -> str:
-    command = [sys.executable, "-m", "profiler", "predict", "--help"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT).stdout
 
 
 def table(kinds: Sequence[Kind], out: Path) -> list[Pair]:
@@ -241,6 +235,11 @@ def main() -> int:
         "--seconds", type=float, default=20.0, help="measured of each strategy under each load"
     )
     parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="interpreter whose profiler predicts: that of another checkout",
+    )
     arguments = parser.parse_args()
     kinds = [KINDS[name] for name in arguments.only.split(",")]
     phases: dict[str, Callable[[Kind, Path, argparse.Namespace], None]] = {
