@@ -10,6 +10,9 @@ strategy under one load, some 20 times for each four kinds, on the same servers 
 predicts these cells from the ladders, and prints the table (`prediction_table.py`). Each phase keeps what it
 finds in `--out`; `record` and `run` leave out what is there already, so phases may run at different times, or
 again after they were stopped. A ladder of 2 × 10 s takes some 5 minutes, a cell of 40 s one.
+
+The bands of a prediction cannot be narrower than what a cell's own noise leaves: some 1,000 loops in each
+(`--seconds 100 --speed 2.5`) come near the goals for rates, on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prediction_noise import RELATIVE, chains_of, intervals
-from benchmarks.prediction_servers import KINDS, LEVELS, ROOT, Cell, Kind
+from benchmarks.prediction_servers import LEVELS, ROOT, Cell, Kind, kinds
 from benchmarks.prediction_table import Pair, report
 
 LADDER_SEED = 1
@@ -106,10 +109,10 @@ def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any], python: str) 
     return found | {"figures": figures(strategies[0]), "said": [str(one) for one in said]}
 
 
-def table(kinds: Sequence[Kind], out: Path) -> list[Pair]:
+def table(chosen: Sequence[Kind], out: Path) -> list[Pair]:
     """Every cell that was run and predicted."""
     pairs = []
-    for kind in kinds:
+    for kind in chosen:
         folder = out / kind.name
         if not (folder / "predictions.json").exists():
             continue
@@ -230,7 +233,8 @@ def main() -> int:
     )
     parser.add_argument("phase", choices=("record", "run", "predict", "table"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default=",".join(KINDS), help="kinds of server")
+    parser.add_argument("--only", default=",".join(kinds()), help="kinds of server")
+    parser.add_argument("--speed", type=float, default=1.0, help="of all servers: the same in every phase")
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="measured of each strategy under each load"
     )
@@ -241,20 +245,21 @@ def main() -> int:
         help="interpreter whose profiler predicts: that of another checkout",
     )
     arguments = parser.parse_args()
-    kinds = [KINDS[name] for name in arguments.only.split(",")]
+    every = kinds(arguments.speed)
+    chosen = [every[name] for name in arguments.only.split(",")]
     phases: dict[str, Callable[[Kind, Path, argparse.Namespace], None]] = {
         "record": record,
         "run": run,
         "predict": predict,
     }
-    for kind in kinds if arguments.phase in phases else ():
+    for kind in chosen if arguments.phase in phases else ():
         folder = arguments.out / kind.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "true.json").write_text(json.dumps(kind.true(), indent=1))
         print(f"{arguments.phase} {kind.name}", flush=True)
         phases[arguments.phase](kind, folder, arguments)
     if arguments.phase in ("predict", "table"):
-        return report(table(kinds, arguments.out))
+        return report(table(chosen, arguments.out))
     return 0
 
 
