@@ -1,7 +1,8 @@
 """The servers that predictions are held against, and the cells that are predicted and run on each.
 
 `emu-…` are the emulator with a scenario, `oth-…` `tests/capacity_server.py`, which shares no code with it.
-Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota.
+Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota; of `oth-model` the
+model queues, and of `oth-mixed` each tool has a rule of its own, and their speed drifts.
 """
 
 from __future__ import annotations
@@ -143,11 +144,11 @@ def _emulated(speed: float, said: str, capacity: str = "", quota: str = "") -> s
     return SCENARIO.format(said=said, capacity=capacity, quota=quota, **times, **rates)
 
 
-def _other(speed: float, search: str = "", *more: str) -> tuple[str, ...]:
-    """Arguments of `tests.capacity_server`; `search` is the rule of that tool."""
+def _other(speed: float, search: str = "", *more: str, fetch: str = "", store: str = "") -> tuple[str, ...]:
+    """Arguments of `tests.capacity_server`: the rules of its tools (that of `search` at `CAPACITY`), and more."""
     return (
         *("--tool", f"search={0.4 / speed:g},weight=2{search and f',{search}={CAPACITY}'}"),
-        *("--tool", f"fetch={0.25 / speed:g}", "--tool", f"store={0.1 / speed:g}"),
+        *("--tool", f"fetch={0.25 / speed:g}{fetch}", "--tool", f"store={0.1 / speed:g}{store}"),
         *("--sigma", "0.8", "--loop-share", "0.2", "--round-share", "0.15"),
         *("--rounds", "2-3", "--fan-out", "2-6", "--first-token", f"{0.25 / speed:g}"),
         *("--tokens", "40", "--tokens-per-second", f"{160 * speed:g}"),
@@ -166,6 +167,11 @@ HALF, FULL, TWICE = (
 )
 """Half of the capacity of `search`, all of it, and twice that for the calls of all tools."""
 QUEUE = _cells(("gathered", 1.5), (FULL, 1.5), (HALF, 1), ("gathered", 1), ("sequential", 2))
+MODEL = _cells(("gathered", 1), ("gathered", 1.5), ("sequential", 1), (FULL, 0.5), ("adaptive", 1.5))
+MIXED = _cells(
+    *(("gathered", 1), ("gathered", 1.5), (FULL, 1.5), (f"semaphore:search={CAPACITY},fetch=8", 1.5)),
+    ("sequential", 2),
+)
 SHARE = _cells(("gathered", 1), (TWICE, 1), ("adaptive", 0.5), ("gathered", 2), (FULL, 2))
 
 
@@ -180,6 +186,9 @@ def kinds(speed: float = 1.0) -> dict[str, Kind]:
     per_minute = QUOTA_PER_MINUTE * speed
     of_model = f"\n[quota]\nrequests_per_minute = {per_minute:g}\nburst = {QUOTA_BURST / per_minute:g}\n"
     refuses, queues = 'mode = "reject"', 'mode = "queue", queue = 100000'
+    store = f",rate={20 * speed:g}/20"
+    drift = ("--drift", f"1.15:{5 / speed:g}")
+    mixed = _other(speed, "refuse", *drift, fetch=",share=8", store=store)
     found = (
         Kind("emu-refuse", refuse, _emulated(speed, "search answers 429 above 20 at once", refuses)),
         Kind("emu-queue", QUEUE, _emulated(speed, "search serves 20 at once, in order of arrival", queues)),
@@ -189,5 +198,7 @@ def kinds(speed: float = 1.0) -> dict[str, Kind]:
         Kind("oth-queue", QUEUE, arguments=_other(speed, "queue")),
         Kind("oth-share", SHARE, arguments=_other(speed, "share")),
         Kind("oth-quota", quota, arguments=_other(speed, "", "--quota", f"{per_minute:g}/{QUOTA_BURST}")),
+        Kind("oth-model", MODEL, arguments=_other(speed, "", "--model-capacity", "queue=14")),
+        Kind("oth-mixed", MIXED, arguments=mixed),
     )
     return {kind.name: kind for kind in found}
