@@ -1,8 +1,8 @@
 """The servers that predictions are held against, and the cells that are predicted and run on each.
 
 `emu-…` are the emulator with a scenario, `oth-…` `tests/capacity_server.py`, which shares no code with it.
-Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota; of `oth-model` the
-model queues, and of `oth-mixed` each tool has a rule of its own, and their speed drifts.
+Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota; of `oth-model`
+the model queues, and of `oth-mixed` each tool has a rule of its own, and their speed drifts.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _emulated(speed: float, said: str, capacity: str = "", quota: str = "") -> s
 
 
 def _other(speed: float, search: str = "", *more: str, fetch: str = "", store: str = "") -> tuple[str, ...]:
-    """Arguments of `tests.capacity_server`: the rules of its tools (that of `search` at `CAPACITY`), and more."""
+    """Arguments of `tests.capacity_server`: the rules of its tools (`search` has `CAPACITY`), and more."""
     return (
         *("--tool", f"search={0.4 / speed:g},weight=2{search and f',{search}={CAPACITY}'}"),
         *("--tool", f"fetch={0.25 / speed:g}{fetch}", "--tool", f"store={0.1 / speed:g}{store}"),
