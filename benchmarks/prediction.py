@@ -75,6 +75,8 @@ def run(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
 
 def predict(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     """What `profiler predict` says of each cell that was run, in predictions.json."""
+    kept = (arguments.predictions or arguments.out) / kind.name
+    kept.mkdir(parents=True, exist_ok=True)
     ladder = next((folder / "ladder").iterdir())
     cells = json.loads((folder / "cells.json").read_text())
     predictions: dict[str, Any] = {}
@@ -82,7 +84,7 @@ def predict(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
         if cell.name not in cells:
             continue
         predictions[cell.name] = _predicted(ladder, cell, cells[cell.name], arguments.python)
-        (folder / "predictions.json").write_text(json.dumps(predictions, indent=1))
+        (kept / "predictions.json").write_text(json.dumps(predictions, indent=1))
         print(f"  {kind.name} {cell.name}: {predictions[cell.name]['seconds']:.1f} s", flush=True)
 
 
@@ -109,15 +111,15 @@ def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any], python: str) 
     return found | {"figures": figures(strategies[0]), "said": [str(one) for one in said]}
 
 
-def table(chosen: Sequence[Kind], out: Path) -> list[Pair]:
-    """Every cell that was run and predicted."""
+def table(chosen: Sequence[Kind], out: Path, predicted: Path) -> list[Pair]:
+    """Every cell that was run and predicted; the predictions are in `predicted`."""
     pairs = []
     for kind in chosen:
-        folder = out / kind.name
-        if not (folder / "predictions.json").exists():
+        path = predicted / kind.name / "predictions.json"
+        if not path.exists():
             continue
-        cells = json.loads((folder / "cells.json").read_text())
-        predictions = json.loads((folder / "predictions.json").read_text())
+        cells = json.loads((out / kind.name / "cells.json").read_text())
+        predictions = json.loads(path.read_text())
         for name, found in predictions.items():
             truth = cells[name]
             pairs.append(
@@ -244,6 +246,7 @@ def main() -> int:
         default=sys.executable,
         help="interpreter whose profiler predicts: that of another checkout",
     )
+    parser.add_argument("--predictions", type=Path, help="where predictions are kept (default: in --out)")
     arguments = parser.parse_args()
     every = kinds(arguments.speed)
     chosen = [every[name] for name in arguments.only.split(",")]
@@ -259,7 +262,7 @@ def main() -> int:
         print(f"{arguments.phase} {kind.name}", flush=True)
         phases[arguments.phase](kind, folder, arguments)
     if arguments.phase in ("predict", "table"):
-        return report(table(chosen, arguments.out))
+        return report(table(chosen, arguments.out, arguments.predictions or arguments.out))
     return 0
 
 
