@@ -47,20 +47,26 @@ def record(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     levels = ("--levels", ",".join(map(str, LEVELS)))
     turns = len(LADDER_STRATEGIES) * len(LEVELS)
     with kind.target(folder, LADDER_SEED) as target:
-        _compare(folder, ladder, (*target, *strategies, *levels), arguments, turns)
+        kept = _compare(folder, ladder, (*target, *strategies, *levels), arguments, turns)
+    summary = json.loads((kept / "summary.json").read_text())
+    for warning in summary["warnings"]:
+        print(f"  {kind.name}: {warning['detail']}", flush=True)
 
 
 def run(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     """The cells of a kind: their run directories in `cells`, their figures in cells.json.
 
-    Without that file, the figures of the runs that are kept are computed again.
+    Those that a busy machine spoiled are run again. Without that file, the figures of all runs that are kept
+    are computed again.
     """
     path = folder / "cells.json"
     cells: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for cell in kind.cells:
-        if cell.name in cells:
+        if cell.name in cells and cells[cell.name]["valid"]:
             continue
         kept = folder / "cells" / cell.name
+        if cell.name in cells:
+            shutil.rmtree(kept)
         if not kept.exists():
             with kind.target(folder, cell.seed) as target:
                 given = (*target, "--strategy", cell.strategy, "--users", str(cell.users))
