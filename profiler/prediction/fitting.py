@@ -91,7 +91,6 @@ class _Rows:
             ended=np.array(self.ended, np.int64),
             refused=np.array(self.refused, bool),
             group=np.array(self.group, np.int64),
-            loop=np.array(self.loop, np.int64),
             retry_after=np.array(self.retry_after, np.int64),
         )
 
