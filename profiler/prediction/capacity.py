@@ -241,7 +241,8 @@ def _utilisation(capacity: int | None, rate: float | None, use: ServerUse, secon
         return use.arrived / (rate * seconds)
     if capacity is None:
         return None
-    return use.work_ns / 1e9 / (capacity * seconds)
+    # Work counts when it arrives: a queue that grows has been asked for more than there is.
+    return min(1.0, use.work_ns / 1e9 / (capacity * seconds))
 
 
 def _sentence(

@@ -10,15 +10,18 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from profiler.limits.known import KnownQuota
-from profiler.prediction.fitting import Fitted
-from profiler.prediction.predict import REPLICATES, Predicted, Question, predict
+from profiler.prediction.check import Checked, CheckedCell, Holdout, check_one, checked, halved, holdouts
+from profiler.prediction.fitting import Fitted, fit_run
+from profiler.prediction.predict import BAND, REPLICATES, Predicted, Question, predict
+from profiler.records import LoopRecord
+from profiler.rundir import Run
 from profiler.statistics.objectives import Objective
 
 A = TypeVar("A")
@@ -87,6 +90,21 @@ def predicted(
     )
 
 
+def check_run(
+    run: Run,
+    records: Iterable[LoopRecord],
+    settings: Settings,
+    processes: int = 1,
+    told: Told | None = None,
+) -> Checked:
+    """The check of a run (`profiler.prediction.check`)."""
+    run, every = halved(run, records)
+    parts = holdouts(run)
+    with mapped(min(processes, len(parts)), _begin_check, (run, every, settings)) as each:
+        cells = [cell for found in _counted(each(_check, parts), len(parts), told) for cell in found]
+    return checked(run, cells, replicates=settings.replicates, seed=settings.seed, band=BAND)
+
+
 @contextmanager
 def mapped(processes: int, begin: Callable[[bytes], None], given: Any) -> Iterator[Any]:
     """A function like `map` that calls in other processes, each prepared by `begin` with what is given."""
@@ -139,3 +157,22 @@ def _begin(given: bytes) -> None:
 def _predict(asked: tuple[Question, int | None]) -> Predicted:
     assert _own is not None
     return predicted(*_own, *asked)
+
+
+_whole: tuple[Run, list[LoopRecord], Settings] | None = None
+
+
+def _begin_check(given: bytes) -> None:
+    global _whole
+    _whole = pickle.loads(given)
+
+
+def _check(holdout: Holdout) -> list[CheckedCell]:
+    assert _whole is not None
+    run, records, settings = _whole
+
+    def ask(run: Run, records: Sequence[LoopRecord], questions: Sequence[Question]) -> list[Predicted]:
+        fitted = fit_run(run, records, seed=settings.seed)
+        return [predicted(fitted, settings, question) for question in questions]
+
+    return check_one(run, records, holdout, ask, settings.objective)
