@@ -71,7 +71,7 @@ def levels_of(
 
 
 def verdicts_of(predicted: Sequence[Predicted], where: str = "") -> tuple[Better, ...]:
-    """The best strategy under one load against the others, the nearest first."""
+    """The best strategy under one load against the others, the hardest to tell first."""
     return tuple(
         Better(one.strategy, one.baseline, one.metric, one.certainty, one.told, where + _sentence(one))
         for one in ranking(predicted)
@@ -110,8 +110,8 @@ def curve_words(levels: Sequence[PredictedLevel], names: Sequence[str]) -> list[
             said.append(f"{name}: goodput grows up to {_load(knee)}, the highest load predicted")
         elif last < KNEE * best:
             said.append(
-                f"{name}: goodput is highest at about {_load(knee)} ({best:.3g}/s), and falls to {last:.3g}/s "
-                f"at {_load(points[-1][0])}"
+                f"{name}: goodput is highest at about {_load(knee)} ({best:.3g}/s), and falls to "
+                f"{last:.3g}/s at {_load(points[-1][0])}"
             )
         else:
             said.append(f"{name}: the knee is at {_load(knee)}: more bring little ({best:.3g}/s at most)")
@@ -165,7 +165,7 @@ def limits_of(fitted: Fitted, predicted: Sequence[Predicted]) -> tuple[str, ...]
     """Which parts of the recording limit the answer: what is known of each server, how much was recorded."""
     told = [one for one in predicted if not one.refused]
     said = [_server_words(one) for one in (*fitted.servers, fitted.model) if one.calls]
-    if told and "p99" not in told[0].figures:
+    if told and not any("p99" in one.figures for one in told):
         said.append(f"no p99: {fitted.calls:,} tool calls are too few for it")
     return tuple(said)
 

@@ -23,7 +23,7 @@ MOST_FAILURES = 0.01
 """A load under which more loops fail does not hold, where no objective says otherwise."""
 
 SERVED = 0.97
-"""An open load is served where so much of it comes to good loops."""
+"""An open load is served where so much of it comes to good loops, but for those under way at the end."""
 
 GROWS = 0.25
 """A closed load is worth its agents where those of its last fifth bring this share of what others do."""
@@ -34,8 +34,11 @@ CLOSE = 1.05
 """The search ends where what holds and what does not are within this ratio, or one agent."""
 
 MOST_STEPS = 24
-FEWER = 10
+FEWER = 8
 """Replicates of a load that is tried: no band is asked for."""
+
+OPEN_SECONDS, CLOSED_SECONDS = 120.0, 30.0
+"""How long a load that is tried measures at least: in a shorter one a backlog is not seen."""
 
 Ends = Literal["failures", "objective", "growth", "recording"]
 
@@ -113,11 +116,14 @@ def capacity_of(
 
 class _Search:
     def __init__(self, asked: Asked, strategy: StrategySpec, ask: Ask, objective: Objective | None) -> None:
-        self._asked = asked
         self._strategy = strategy
         self._ask = ask
         self._objective = objective
         self._open = asked.arrivals is not None
+        least = OPEN_SECONDS if self._open else CLOSED_SECONDS
+        self._seconds = max(least, asked.trials.seconds * asked.trials.blocks)
+        self._asked = replace(asked, trials=replace(asked.trials, seconds=self._seconds, blocks=1))
+        self._alone = 0.0
 
     def _try(self, load: float) -> _Tried:
         fewer = float(min(load - 1, int(load * OTHERS)))
@@ -157,8 +163,8 @@ class _Search:
             asked = replace(objective, latency={k: v for k, v in objective.latency.items() if latencies[k]})
             if missed := asked.missed(latencies, failed):
                 return _Tried(load, one, "objective", ", ".join(missed))
-        if self._open and goodput < SERVED * load:
-            return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come of {load:.3g} that arrive")
+        if self._open and goodput < SERVED * load * (1 - self._alone / self._seconds):
+            return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come")
         return _Tried(load, one, None)
 
     def bisect(self) -> tuple[_Tried | None, _Tried] | None:
@@ -174,6 +180,8 @@ class _Search:
             return None
         if low.why is not None:
             return None, low
+        if "p50" in low.predicted.figures:
+            self._alone = min(self._seconds / 2, low.predicted.figures["p50"].value or 0.0)
         high, steps = top, 0
         fails: _Tried | None = None
         while fails is None and steps < MOST_STEPS:
@@ -259,7 +267,7 @@ def _sentence(
     most = _load(holds.load, unit)
     if fails.why == "recording":
         head = f"{strategy}: {under}{most} at least: the recording says nothing of {_load(fails.load, unit)}"
-    elif fails.why == "growth":
+    elif fails.why == "growth" and unit == "agents":
         head = f"{strategy}: {under}more than about {most} bring little ({fails.words})"
     else:
         head = f"{strategy}: {under}{most} at most: {fails.words} with {_load(fails.load, unit)}"

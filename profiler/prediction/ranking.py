@@ -80,9 +80,10 @@ def best(predicted: Iterable[Predicted]) -> Predicted | None:
 
 
 def ranking(predicted: Sequence[Predicted]) -> list[Pair]:
-    """The best of the strategies under one load against each other one, the nearest first."""
+    """The best of the strategies under one load against each other one, the hardest to tell first."""
     leader = best(predicted)
     if leader is None:
         return []
     pairs = [pair(leader, one) for one in predicted if one is not leader]
-    return sorted((one for one in pairs if one is not None), key=lambda one: one.certainty)
+    found = [one for one in pairs if one is not None]
+    return sorted(found, key=lambda one: (one.certainty, abs(one.value - one.against)))

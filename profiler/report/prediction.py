@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.prediction.answer import Answer, PredictedLevel
-from profiler.prediction.check import Checked, CheckedCell, CheckedFigure
+from profiler.prediction.check import POINTS, Checked, CheckedCell, CheckedFigure
 from profiler.report.terminal import rendered
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.statistics.quantiles import Estimate
@@ -22,11 +22,11 @@ _BAR = 16
 
 
 def render_prediction(answer: Answer, width: int = 80, color: bool = False) -> str:
-    """The answer as text: warnings, what is better, figures, what is outside the recording, what limits it."""
-    return rendered(_prediction(answer), width, color)
+    """The answer as text: warnings, what is better, figures, what is outside the recording, its limits."""
+    return rendered(_prediction(answer, width), width, color)
 
 
-def _prediction(answer: Answer) -> Iterator[RenderableType]:
+def _prediction(answer: Answer, width: int) -> Iterator[RenderableType]:
     for said in answer.warnings:
         yield Text(
             f"warning: {_about(said.strategies, said.users)}{clean(said.sentence, _LONGEST)}", "yellow"
@@ -38,10 +38,11 @@ def _prediction(answer: Answer) -> Iterator[RenderableType]:
         if any(not one.refused for one in level.strategies):
             if answer.levels:
                 yield Text(load_words(level))
-            yield _table(level)
+            yield _table(level, width)
     for said in answer.refused:
         where = _about(said.strategies, said.users)
         yield Text(f"outside the recording: {where}{clean(said.sentence, _LONGEST)}", style="yellow")
+    yield from map(Text, chart(answer))
     for line in answer.curves:
         yield Text(clean(line, _LONGEST))
     for capacity in answer.capacities:
@@ -93,28 +94,36 @@ def objective_words(answer: Answer) -> str:
     return "; ".join(parts) or "nothing is predicted"
 
 
-def _table(level: PredictedLevel) -> Table:
+_WIDE = 98
+"""From this width on all figures of a row have room beside each other, with their bands."""
+
+
+def _table(level: PredictedLevel, width: int) -> Table:
     shown = level.strategies
     failing = any(one.failure_rate.value for one in shown)
+    refusing = any(one.refused_share.high for one in shown)
+    rates = ["good/s", *(["loops/s"] if width >= _WIDE else [])] if failing else ["loops/s"]
     p99 = any(one.loop_seconds.p99.value is not None for one in shown)
+    p99 = p99 and (width >= _WIDE or not refusing)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("predicted", max_width=22, overflow="fold")
-    names = ["loops/s", *(["good/s"] if failing else []), "loop p50", "p95", *(["p99"] if p99 else [])]
-    for name in (*names, "failed", "429s"):
+    longest = max(len(one.strategy) for one in shown)
+    table.add_column("predicted", min_width=min(14, longest), max_width=22, overflow="fold")
+    names = [*rates, "loop p50", "p95", *(["p99"] if p99 else []), "failed", *(["429s"] if refusing else [])]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for one in shown:
         head = Text(clean(one.strategy, 120))
         if one.refused:
-            table.add_row(head, *("–" for _ in names), "–", "–")
+            table.add_row(head, *("–" for _ in names))
             continue
-        cells = [one.throughput, *([one.goodput] if failing else [])]
+        cells = [one.goodput if name == "good/s" else one.throughput for name in rates]
         times = [one.loop_seconds.p50, one.loop_seconds.p95, *([one.loop_seconds.p99] if p99 else [])]
         table.add_row(
             head,
             *(_cell(cell, number) for cell in cells),
             *(_cell(cell, duration) for cell in times),
             _cell(one.failure_rate, percent, "red" if one.failure_rate.value else ""),
-            _cell(one.refused_share, percent),
+            *([_cell(one.refused_share, percent)] if refusing else []),
         )
     return table
 
@@ -146,6 +155,38 @@ def _rests_on(answer: Answer) -> str:
     if loads:
         text += f" under {loads} agents" if answer.load.arrivals is None else f" ({loads} agents)"
     return "; ".join([text, *answer.changed])
+
+
+def chart(answer: Answer) -> list[str]:
+    """Goodput as bars: of each strategy over the loads where there are several, else of the strategies."""
+    levels = [level for level in answer.every_level if any(not one.refused for one in level.strategies)]
+    rows: list[tuple[str, str, float]] = []
+    if len(levels) >= _FEWEST_POINTS:
+        for name in [one.strategy for one in levels[0].strategies]:
+            for level in levels:
+                found = next(one for one in level.strategies if one.strategy == name)
+                if found.goodput.value is not None:
+                    rows.append((name, load_words(level), found.goodput.value))
+    elif levels and len(levels[-1].strategies) >= _FEWEST_POINTS:
+        rows = [
+            ("", one.strategy, one.goodput.value)
+            for one in levels[-1].strategies
+            if one.goodput.value is not None
+        ]
+    if len(rows) < _FEWEST_POINTS:
+        return []
+    widest = max(len(label) for _, label, _ in rows)
+    lines = ["good loops/s, predicted"]
+    before = ""
+    for (name, label, value), bar in zip(rows, bars([value for *_, value in rows]), strict=True):
+        if name != before:
+            lines.append(clean(name))
+            before = name
+        lines.append(f"  {clean(label, widest):<{widest}}  {bar:<{_BAR}} {number(value)}")
+    return lines
+
+
+_FEWEST_POINTS = 3
 
 
 def bars(values: Sequence[float]) -> list[str]:
@@ -183,23 +224,46 @@ def render_check(checked: Checked, width: int = 80, color: bool = False) -> str:
 def _check(checked: Checked) -> Iterator[RenderableType]:
     for sentence in checked.sentences:
         yield Text(clean(sentence, _LONGEST), style="bold")
-    shown = [name for name in FIGURES if any(name in cell.figures for cell in checked.cells)]
-    if shown:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in ("left out", "predicted"):
-            table.add_column(name, max_width=20, overflow="fold")
-        for name in shown:
-            table.add_column(FIGURES[name], justify="right", no_wrap=True)
-        for cell in checked.cells:
-            if cell.figures:
-                one = [_checked(cell.figures.get(name), name) for name in shown]
-                table.add_row(Text(clean(cell.left_out)), Text(cell_words(cell)), *one)
+    shown = checked_figures(checked)
+    before = ""
+    table = None
+    for cell in checked.cells:
+        if not cell.figures:
+            continue
+        if table is None or cell.left_out != before:
+            if table is not None:
+                yield table
+            before = cell.left_out
+            yield Text(f"without {clean(before)}, predicted from the others:")
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            table.add_column("strategy", max_width=22, overflow="fold")
+            for heading in ("agents", *(FIGURES[name] for name in shown)):
+                table.add_column(heading, justify="right", no_wrap=True)
+        one = [_checked(cell.figures.get(name), name) for name in shown]
+        table.add_row(Text(clean(cell.strategy)), str(cell.users), *one)
+    if table is not None:
         yield table
-        yield Text("each: the error of the prediction, and below it what was measured; red: outside the band")
+        yield Text("each: the error, and what was measured; !: that is outside the band")
     for cell in checked.cells:
         for sentence in cell.refused[:1]:
             said = f"outside the recording: without {clean(cell.left_out)}, {cell_words(cell)}: "
             yield Text(said + clean(sentence, _LONGEST), style="yellow")
+
+
+def checked_figures(checked: Checked) -> list[str]:
+    """The names of the figures that say something: not of failures and refusals where there were none."""
+    found = []
+    for name in FIGURES:
+        every = [cell.figures[name] for cell in checked.cells if name in cell.figures]
+        silent = name in POINTS and not any(one.measured or one.predicted for one in every)
+        if every and not silent:
+            found.append(name)
+    same = all(
+        cell.figures["goodput"].measured == cell.figures["throughput"].measured
+        for cell in checked.cells
+        if cell.figures.keys() >= {"goodput", "throughput"}
+    )
+    return [name for name in found if name != "goodput" or not same]
 
 
 def cell_words(cell: CheckedCell) -> str:
@@ -222,6 +286,6 @@ def figure_words(name: str, value: float | None) -> str:
 def _checked(one: CheckedFigure | None, name: str) -> Text:
     if one is None:
         return Text("–")
-    text = Text(error_words(one), style="" if one.held else "red")
+    text = Text(error_words(one) if one.held else f"! {error_words(one)}", style="" if one.held else "red")
     text.append(f"\n{figure_words(name, one.measured)}", style="dim")
     return text
