@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Sequence
 
 from profiler.prediction.answer import (
     NOTHING,
@@ -161,12 +162,40 @@ def _said(found: Iterable[tuple[Predicted, str]]) -> tuple[Said, ...]:
     )
 
 
+MOSTLY = 0.65
+"""A band is mostly of one cause where that makes this share of its variance."""
+
+
+def band_words(fitted: Fitted, predicted: Sequence[Predicted]) -> str | None:
+    """Whether the bands are wide for the noise of so short a run, or for what the recording leaves open.
+
+    Both go with the number of loops: n recorded ones leave a variance in proportion to 1 / n, and a run of m
+    loops has one in proportion to 1 / m.
+    """
+    every = [one for one in predicted if "throughput" in one.figures]
+    if not every:
+        return None
+    trials = every[0].question.trials
+    seconds = trials.seconds * trials.blocks
+    loops = min((one.figures["throughput"].value or 0.0) * seconds for one in every)
+    recorded = len({loop.cluster for loop in fitted.loops})
+    of_recording = loops / (loops + recorded)
+    of = f"a run has {loops:,.0f} loops or more in {seconds:.3g} s, {recorded:,} different ones were recorded"
+    if of_recording >= MOSTLY:
+        return f"the bands are mostly what the recording leaves open ({of}): record more loops"
+    if of_recording <= 1 - MOSTLY:
+        return f"the bands are mostly the noise of a run as short as this ({of}): --duration narrows them"
+    return f"the bands are the noise of a run and what the recording leaves open ({of})"
+
+
 def limits_of(fitted: Fitted, predicted: Sequence[Predicted]) -> tuple[str, ...]:
     """Which parts of the recording limit the answer: what is known of each server, how much was recorded."""
     told = [one for one in predicted if not one.refused]
     said = [_server_words(one) for one in (*fitted.servers, fitted.model) if one.calls]
     if told and not any("p99" in one.figures for one in told):
         said.append(f"no p99: {fitted.calls:,} tool calls are too few for it")
+    if (bands := band_words(fitted, told)) is not None:
+        said.append(bands)
     return tuple(said)
 
 
@@ -179,19 +208,30 @@ def _server_words(fit: ServerFit) -> str:
 
 
 def record_words(run: Run, asked: Asked, predicted: Sequence[Predicted]) -> tuple[str, ...]:
-    """The command that records what is missing where something was refused: a ladder up to what was asked."""
+    """The command that records what is missing where something was refused: a ladder past what was asked."""
     if not any(one.refused for one in predicted):
         return ()
     most = max(asked.levels)
-    levels = sorted({max(1, round(most * share)) for share in (0.25, 0.5, 1.0, 1.5)})
-    words = ["profiler", "compare", "--for-prediction", "--levels", ",".join(map(str, levels))]
-    return (" ".join([*words, *map(_quoted, run.repeat)]),)
+    levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
+    if run.recording is not None:  # how another program is run, nobody here knows
+        return (f"loops of {levels} agents at once, as this was recorded",)
+    kept = _without(run.repeat, ("--levels", "--blocks"))
+    return (shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept]),)
 
 
-def _quoted(word: str) -> str:
-    import shlex
+LADDER = (0.25, 0.5, 1.0, 1.5)
+"""The loads of a ladder that is to be recorded, by the highest that was asked about."""
 
-    return shlex.quote(word)
+
+def _without(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The words of a command line without these options and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word.partition("=")[0] not in flags:
+            kept.append(word)
+        skip = not skip and word in flags
+    return kept
 
 
 def answer_of(

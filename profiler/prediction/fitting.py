@@ -230,7 +230,7 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
     finding = identify(calls, seed=seed)
     turned_away = calls.refused
     lasting = (calls.ended - calls.started)[turned_away]
-    asked = calls.retry_after[turned_away]
+    asked = np.array(rows.retry_after, np.int64)[turned_away]
     asked = asked[asked >= 0]
     fit = ServerFit(
         name,

@@ -9,8 +9,8 @@ from profiler.rundir import RunDirectory, decode
 
 TITLE = "Prediction, checked"
 ABOUT = (
-    "Each level and each strategy was left out in turn and predicted from the others. Large: the error of the "
-    "prediction; small: what was measured. Red: outside the band of the prediction."
+    "Each level and each strategy was left out in turn and predicted from the others. Large: the error of "
+    "the prediction; small: what was measured. Red: outside the band of the prediction."
 )
 
 
