@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from profiler.errors import RecordError
+from profiler.prediction.check import Checked
 from profiler.records import LoopRecord, decode
+from profiler.report.html.checked import read_checked
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.replay import (
     CALLS_PER_TRIAL,
@@ -35,7 +37,8 @@ REPLAYED_TOOLS = 6
 class Material:
     """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records.
 
-    Of the strategies that `waited` there are no estimates: their arrivals waited for a place.
+    Of the strategies that `waited` there are no estimates: their arrivals waited for a place. `checked` is
+    how well the run predicts itself, where that was asked.
     """
 
     run: Run
@@ -46,6 +49,7 @@ class Material:
     loops: dict[int, LoopRecord]
     counterfactuals: tuple[Counterfactual, ...]
     waited: tuple[str, ...] = ()
+    checked: Checked | None = None
 
     @property
     def shown(self) -> list[Measured]:
@@ -104,6 +108,7 @@ def gather(directory: RunDirectory) -> Material:
         loops=loops,
         counterfactuals=tuple(anchored(one, summary) for one in estimates),
         waited=tuple(waited),
+        checked=read_checked(directory),
     )
 
 
