@@ -233,11 +233,6 @@ class _Latencies:
     latencies: Ints
     failed: float
 
-    @classmethod
-    def of(cls, due: Ints, latencies: Ints, part: Ints, failed: float) -> _Latencies:
-        order = np.argsort(latencies, kind="stable")
-        return cls(part[order], latencies[order], failed)
-
     def quantile(self, p: float) -> float:
         return float(np.quantile(self.latencies, p)) if self.latencies.size else math.nan
 
@@ -245,7 +240,8 @@ class _Latencies:
         """The quantile in each resample; a row of `counts` says how often each part is in it."""
         weights = np.cumsum(counts[:, self.part], axis=1)
         at = np.argmax(weights >= p * weights[:, -1:], axis=1)
-        return self.latencies[at].astype(np.float64)
+        found: Floats = self.latencies[at].astype(np.float64)
+        return found
 
 
 class _Group:
