@@ -93,7 +93,6 @@ class _Rows:
             ended=np.array(self.ended, np.int64),
             refused=np.array(self.refused, bool),
             group=np.array(self.group, np.int64),
-            loop=np.array(self.loop, np.int64),
             retry_after=np.array(self.retry_after, np.int64),
         )
 
@@ -239,7 +238,7 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
     finding = identify(calls, seed=seed)
     turned_away = calls.refused
     lasting = (calls.ended - calls.started)[turned_away]
-    asked = calls.retry_after[turned_away]
+    asked = np.array(rows.retry_after, np.int64)[turned_away]
     asked = asked[asked >= 0]
     fit = ServerFit(
         name,
