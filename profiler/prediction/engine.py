@@ -78,9 +78,9 @@ class Chain:
 class RecordedTrial:
     """A trial with the loops of a recording in their order, instead of drawn ones.
 
-    It measures for `seconds`, which begin `warm_up_ns` after its start. An agent that has run all of its loops
-    before the end begins again with the first, after `again_ns`; in an open load the arrivals are repeated
-    every `period_ns`. `slots`: how many loops each process may have under way (-1: any number).
+    It measures for `seconds`, which begin `warm_up_ns` after its start. An agent that has run all of its
+    loops before the end begins again with the first, after `again_ns`; in an open load the arrivals are
+    repeated every `period_ns`. `slots`: how many loops each process may have under way (-1: any number).
     """
 
     chains: tuple[Chain, ...]
@@ -919,6 +919,6 @@ def simulate_recorded(
     retry: Retry | None = None,
     seed: str = "0",
 ) -> Simulated:
-    """As `simulate`, with the loops of a recording in their order. Of `load`, users and arrivals do not count."""
+    """As `simulate`, with the loops of a recording in their order; `load` says neither agents nor arrivals."""
     simulation = _Simulation(system, strategy, load, _nothing, quota, retry, seed)
     return simulation.result_of([simulation.recorded_trial(trial, drain_seconds) for trial in trials])

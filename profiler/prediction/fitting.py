@@ -46,9 +46,9 @@ class ServerFit:
 class Fitted:
     """A recording as what can be run again. `servers` are those of the tools, as in `System.servers`.
 
-    `places`: of each of `loops`, the place of its record among those that were given. `lost` counts loops that
-    are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for each loop, None where it is
-    not known.
+    `places`: of each of `loops`, the place of its record among those that were given. `lost` counts loops
+    that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for each loop, None where
+    it is not known.
     """
 
     run: Run
@@ -109,9 +109,7 @@ def refused(call: ToolCall) -> bool:
 
 def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted:
     """The recording as what can be run again."""
-    given = [
-        (place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns
-    ]
+    given = [(place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns]
     every = [record for _, record in given]
     tools: dict[str, _Rows] = {}
     model = _Rows()

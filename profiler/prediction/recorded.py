@@ -25,8 +25,11 @@ WAITED_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A trial, or the beginning of one, with what was measured in it: of each answered loop that was due in
-    the window when it was due, from the start, and its latency; and how many loops were due, and ended well."""
+    """A trial, or the beginning of one, with what was measured in it.
+
+    Of each answered loop that was due in the window: when it was `due`, in ns from the start, and its latency
+    in ns. `loops` counts all that were due, `good` those that ended well.
+    """
 
     trial: RecordedTrial
     due: Ints
@@ -42,7 +45,7 @@ def stretch_of(
     works: Mapping[int, LoopWork],
     most_calls: int,
 ) -> Stretch | None:
-    """The stretch of a trial with `most_calls` tool calls at most. `works`: those of `records` by their place.
+    """The stretch of a trial with `most_calls` tool calls at most. `works`: of `records`, by their place.
 
     None where nothing that was due in the window is left.
     """
@@ -65,6 +68,9 @@ def stretch_of(
     begun = min(trial.started_ns, *(record.due_ns for record, _ in kept))
     processes = sorted({record.process for record, _ in kept})
     chains = _open_chains(kept, processes, begun) if is_open else _closed_chains(kept, processes, begun)
+    slots = (-1,) * len(processes)
+    if is_open:
+        slots = _slots(run, [record for record, _ in kept], processes)
     pauses = [ns for chain in chains for ns in chain.times_ns[1:]]
     return Stretch(
         RecordedTrial(
@@ -72,7 +78,7 @@ def stretch_of(
             is_open=is_open,
             warm_up_ns=trial.started_ns - begun,
             seconds=(ends_ns - trial.started_ns) / 1e9,
-            slots=_slots(run, [record for record, _ in kept], processes) if is_open else (-1,) * len(processes),
+            slots=slots,
             again_ns=int(np.median(pauses)) if pauses else int(run.load.think_seconds * 1e9),
             period_ns=ends_ns - begun,
         ),
@@ -122,7 +128,7 @@ def _chain(process: str, mine: _Kept, times: tuple[int, ...], processes: Sequenc
 
 
 def _slots(run: Run, records: Sequence[LoopRecord], processes: Sequence[str]) -> tuple[int, ...]:
-    """How many loops each process had under way at most: as it was told, or where arrivals waited, as was seen."""
+    """How many loops each process may have under way: as was told, or where arrivals waited, as was seen."""
     most = run.arguments.get("max_in_flight")
     slots = []
     for number, process in enumerate(processes):
@@ -158,9 +164,8 @@ def with_load(trial: RecordedTrial, factor: float) -> RecordedTrial:
     Another agent does what one of the recording's did, but begins in the middle of it.
     """
     if trial.is_open:
-        chains = tuple(
-            replace(chain, times_ns=tuple(int(ns / factor) for ns in chain.times_ns)) for chain in trial.chains
-        )
+        nearer = [tuple(int(ns / factor) for ns in chain.times_ns) for chain in trial.chains]
+        chains = tuple(replace(one, times_ns=ns) for one, ns in zip(trial.chains, nearer, strict=True))
         return replace(trial, chains=chains, period_ns=int(trial.period_ns / factor))
     count = len(trial.chains)
     added = round(count * factor) - count

@@ -338,7 +338,9 @@ class _Group:
 
         def faster(loop: LoopWork) -> LoopWork:
             if id(loop) not in made:
-                made[id(loop)] = replace(loop, rounds=tuple(_faster(one, change, place) for one in loop.rounds))
+                made[id(loop)] = replace(
+                    loop, rounds=tuple(_faster(one, change, place) for one in loop.rounds)
+                )
             return made[id(loop)]
 
         return [
@@ -371,9 +373,7 @@ class _Group:
         return None
 
     def _measured(self) -> _Latencies:
-        parts = [
-            self._part_of(number, stretch.due) for number, stretch in enumerate(self._stretches)
-        ]
+        parts = [self._part_of(number, stretch.due) for number, stretch in enumerate(self._stretches)]
         loops = sum(stretch.loops for stretch in self._stretches)
         good = sum(stretch.good for stretch in self._stretches)
         return _joined(
