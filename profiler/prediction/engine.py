@@ -919,6 +919,6 @@ def simulate_recorded(
     retry: Retry | None = None,
     seed: str = "0",
 ) -> Simulated:
-    """As `simulate`, with the loops of a recording in their order; `load` says neither agents nor arrivals."""
+    """As `simulate`, with the loops of a recording in their order, not agents and arrivals of `load`."""
     simulation = _Simulation(system, strategy, load, _nothing, quota, retry, seed)
     return simulation.result_of([simulation.recorded_trial(trial, drain_seconds) for trial in trials])

@@ -10,15 +10,15 @@ The band is the 5th to 95th percentile over resamples of stretches of time, of b
 √2: another run of that length has chances of its own, as large as those of the recording.
 
 Nothing is estimated that the recording does not show: where more calls than it ever saw would be in flight at
-a server whose capacity is not known.
+a server whose capacity is not known, and that may matter.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from profiler.prediction.engine import RecordedTrial, Simulated, SimulatedLoad, simulate_recorded
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.recorded import Stretch, stretch_of, with_load
+from profiler.prediction.servers import Rule
 from profiler.prediction.work import LoopWork, RoundWork
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
@@ -42,8 +43,12 @@ REPLAY_TOLERANCE = 0.10
 """Where the run without a change misses the measured median by a larger share, nothing is estimated."""
 FEWEST_LOOPS = 20
 """With fewer answered loops nothing is estimated."""
-BEYOND_SHARE = 0.05
-"""Nor where more than this share of a server's calls would find more in flight than the recording saw."""
+BEYOND_SHARE = 0.02
+"""A run is outside of the recording where more than this share of a server's calls would find more in flight
+than was seen: nothing is estimated then of other loads and limits."""
+WORST_TOLERANCE = 0.10
+"""Of a faster tool or model something is, where p50 and p95 differ by no more than this share if that server
+queues what is above. The band then holds both."""
 LOAD_FACTORS = (1.5, 2.0)
 LIMIT_FACTORS = (2.0, 0.5)
 
@@ -92,7 +97,8 @@ class Estimated:
 class Counterfactual:
     """One change to one strategy under one load.
 
-    `failures` is the share of loops that did not end well. `replay_error` is |run again / measured - 1| at p50.
+    `failures` is the share of loops that did not end well. `replay_error` is |run again / measured - 1| at
+    p50, where nothing was changed.
     """
 
     strategy: str
@@ -244,6 +250,16 @@ class _Latencies:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """`why` nothing can be estimated. Else which servers, by place, had more calls in flight than were ever
+    seen, and how many were seen; and that in words."""
+
+    why: str | None
+    beyond: Mapping[int, int] = field(default_factory=dict)
+    beyond_words: str = ""
+
+
 class _Group:
     """The trials of one strategy under one load."""
 
@@ -291,7 +307,14 @@ class _Group:
             changed = self._latencies(simulated)
             if np.array_equal(changed.latencies, same.latencies):
                 continue
-            why = self._outside(simulated)
+            outside = self._outside(simulated)
+            worst: _Latencies | None = None
+            why = outside.why
+            if outside.beyond and why is None:
+                if change.kind in ("tool", "first_token"):
+                    worst = self._latencies(self._simulate(change, outside.beyond))
+                if worst is None or self._differ(worst, changed):
+                    why = outside.beyond_words
             if why is None and changed.latencies.size < FEWEST_LOOPS:
                 why = "hardly any loop would come to an answer"
             if why is not None:
@@ -302,8 +325,8 @@ class _Group:
                     self.spec.text,
                     self._users,
                     change,
-                    self._estimate(measured, same, changed, 0.5),
-                    self._estimate(measured, same, changed, 0.95),
+                    self._estimate(measured, same, changed, worst, 0.5),
+                    self._estimate(measured, same, changed, worst, 0.95),
                     self._failures(measured, same, changed),
                     int(measured.latencies.size),
                     error,
@@ -311,11 +334,18 @@ class _Group:
             )
         return found
 
+    @staticmethod
+    def _differ(worst: _Latencies, changed: _Latencies) -> bool:
+        return any(
+            not abs(worst.quantile(p) / changed.quantile(p) - 1) <= WORST_TOLERANCE for p in (0.5, 0.95)
+        )
+
     def _none(self, change: Change | None, why: str) -> list[Counterfactual]:
         self.unknown.append(NotEstimated(self.spec.text, self._users, change, why))
         return []
 
-    def _simulate(self, change: Change | None) -> Simulated:
+    def _simulate(self, change: Change | None, slow: Mapping[int, int] | None = None) -> Simulated:
+        """The run under a change. `slow`: servers, by place (the model's last), that queue above a number."""
         spec, trials = self.spec, self._trials
         if change is None:
             pass
@@ -327,9 +357,14 @@ class _Group:
             trials = [with_load(trial, change.factor or 1.0) for trial in trials]
         else:
             trials = self._faster(trials, change)
-        return simulate_recorded(
-            self._fitted.system, spec, self._load, trials, self._drain, seed=str(self._run.seed)
-        )
+        system = self._fitted.system
+        if slow:
+            servers = [
+                replace(one, rule=Rule("queue", slow[place])) if place in slow else one
+                for place, one in enumerate((*system.servers, system.model))
+            ]
+            system = replace(system, servers=tuple(servers[:-1]), model=servers[-1])
+        return simulate_recorded(system, spec, self._load, trials, self._drain, seed=str(self._run.seed))
 
     def _faster(self, trials: Sequence[RecordedTrial], change: Change) -> list[RecordedTrial]:
         tools = self._fitted.system.tools
@@ -351,26 +386,30 @@ class _Group:
             for trial in trials
         ]
 
-    def _outside(self, simulated: Simulated) -> str | None:
-        """Why a simulated run is outside of what the recording shows; None where it is inside."""
+    def _outside(self, simulated: Simulated) -> _Outside:
+        """How far a simulated run is outside of what the recording shows."""
         fits = (*self._fitted.servers, self._fitted.model)
-        for fit, use in zip(fits, simulated.servers, strict=True):
+        beyond: dict[int, int] = {}
+        words = []
+        for place, (fit, use) in enumerate(zip(fits, simulated.servers, strict=True)):
+            finding = fit.finding
             if not use.arrived:
                 continue
-            finding = fit.finding
             if not finding.identified and (finding.warnings or finding.capacities):
-                return f"{_name(fit)}: {finding.sentence}"
+                return _Outside(f"{_name(fit)}: {finding.sentence}")
             if finding.identified and finding.capacities is not None:
                 continue
-            seen = int(finding.seen[1]) if math.isfinite(finding.seen[1]) else len(use.at_arrival)
-            beyond = sum(use.at_arrival[seen:])
-            if beyond > BEYOND_SHARE * use.arrived:
-                most = len(use.at_arrival)
-                return (
-                    f"outside the recording: {_name(fit)} would have up to {most} calls in flight, and was "
-                    f"seen with {seen} at most; what it does above that is not known"
+            seen = max(1, int(finding.seen[1]))
+            if sum(use.at_arrival[seen:]) > BEYOND_SHARE * use.arrived:
+                beyond[place] = seen
+                words.append(
+                    f"{_name(fit)} would have up to {len(use.at_arrival)} at once and was seen with {seen}"
                 )
-        return None
+        return _Outside(
+            None,
+            beyond,
+            f"outside the recording: {'; '.join(words)}; what is above that is not known",
+        )
 
     def _measured(self) -> _Latencies:
         parts = [self._part_of(number, stretch.due) for number, stretch in enumerate(self._stretches)]
@@ -401,7 +440,9 @@ class _Group:
         place = ((due - trial.warm_up_ns) / max(1.0, trial.seconds * 1e9) * parts).astype(np.int64)
         return sum(self._parts[:number]) + np.clip(place, 0, parts - 1)
 
-    def _estimate(self, measured: _Latencies, same: _Latencies, changed: _Latencies, p: float) -> Estimated:
+    def _estimate(
+        self, measured: _Latencies, same: _Latencies, changed: _Latencies, worst: _Latencies | None, p: float
+    ) -> Estimated:
         before = measured.quantile(p)
         estimate = before * changed.quantile(p) / same.quantile(p)
         counts = self._counts
@@ -414,9 +455,9 @@ class _Group:
         low, high = 0.0, 0.0
         if drawn.size:
             low, high = (np.quantile(drawn, _BAND) - np.median(drawn)) * math.sqrt(2)
-        return Estimated(
-            before / 1e9, estimate / 1e9, estimate / 1e9 * math.exp(low), estimate / 1e9 * math.exp(high)
-        )
+        slower = 1.0 if worst is None else max(1.0, worst.quantile(p) / changed.quantile(p))
+        seconds = estimate / 1e9
+        return Estimated(before / 1e9, seconds, seconds * math.exp(low), seconds * math.exp(high) * slower)
 
     def _failures(self, measured: _Latencies, same: _Latencies, changed: _Latencies) -> Estimated:
         """Shares add up rather than multiply; the band is that of a share of as many loops, twice."""

@@ -282,7 +282,7 @@ def _not_estimated(unknown: Sequence[NotEstimated], shown: Collection[str]) -> s
             if one.change is not None:
                 words.append(clean(one.change.words, LONGEST + 30))
     lines = [
-        f"{strategy(name)}{', ' if changes else ''}{html.escape(', '.join(changes))}: {text(why, LONGEST_REASON)}."
+        f"{', '.join([strategy(name), *map(html.escape, changes)])}: {text(why, LONGEST_REASON)}."
         for (name, why), changes in list(reasons.items())[:MOST_REASONS]
     ]
     left = _left(len(reasons) - len(lines), "more reasons are left out here")
@@ -383,8 +383,8 @@ def _left_out(material: Material, drawn: int) -> list[str]:
         "Every other figure and curve is of all loops that count; nothing else was sampled."
     )
     estimates = (
-        f"Estimates are made from the first loops of each trial, with {CALLS_READ} tool calls in all at most, "
-        f"and try the {ESTIMATED_TOOLS} tools that took the most time."
+        f"Estimates are made from the first loops of each trial, with {CALLS_READ} tool calls in all at "
+        f"most, and try the {ESTIMATED_TOOLS} tools that took the most time."
     )
     return [
         *lines,
