@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler.arrivals import share
+from profiler.arrivals import share, start_offset
 from profiler.prediction.engine import Chain, RecordedTrial
 from profiler.prediction.work import LoopWork
 from profiler.records import LoopRecord
@@ -51,7 +51,7 @@ def stretch_of(
     """
     is_open = run.load.model == "open"
     order = sorted(range(len(records)), key=lambda place: records[place].started_ns)
-    ends_ns = trial.ended_ns
+    ends_ns = min(trial.ended_ns, max(record.ended_ns for record in records))
     calls = 0
     for place in order:
         calls += sum(1 for _ in records[place].tool_calls)
@@ -170,13 +170,17 @@ def with_load(trial: RecordedTrial, factor: float) -> RecordedTrial:
     count = len(trial.chains)
     added = round(count * factor) - count
     chosen = np.linspace(0, count, added, endpoint=False).astype(int).tolist()
-    more = tuple(_from_the_middle(trial.chains[place], trial.again_ns) for place in chosen)
+    spread = max(chain.times_ns[0] for chain in trial.chains) / 1e9
+    more = tuple(
+        _from_the_middle(trial.chains[place], trial.again_ns, int(start_offset(number, spread) * 1e9))
+        for number, place in enumerate(chosen, start=1)
+    )
     return replace(trial, chains=(*trial.chains, *more))
 
 
-def _from_the_middle(chain: Chain, again_ns: int) -> Chain:
+def _from_the_middle(chain: Chain, again_ns: int, first: int) -> Chain:
     at = len(chain.loops) // 2
-    first, *pauses = chain.times_ns
+    pauses = list(chain.times_ns[1:])
     if at:
         pauses = [*pauses[at:], again_ns, *pauses[: at - 1]]
     return Chain(

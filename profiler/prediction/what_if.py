@@ -23,7 +23,13 @@ from typing import Literal
 
 import numpy as np
 
-from profiler.prediction.engine import RecordedTrial, Simulated, SimulatedLoad, simulate_recorded
+from profiler.prediction.engine import (
+    RecordedTrial,
+    ServerUse,
+    Simulated,
+    SimulatedLoad,
+    simulate_recorded,
+)
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.recorded import Stretch, stretch_of, with_load
 from profiler.prediction.servers import Rule
@@ -49,6 +55,8 @@ than was seen: nothing is estimated then of other loads and limits."""
 WORST_TOLERANCE = 0.10
 """Of a faster tool or model something is, where p50 and p95 differ by no more than this share if that server
 queues what is above. The band then holds both."""
+FEWEST_SEEN = 5
+"""So many calls were in flight at once: at least this many calls found as many."""
 LOAD_FACTORS = (1.5, 2.0)
 LIMIT_FACTORS = (2.0, 0.5)
 
@@ -295,7 +303,8 @@ class _Group:
         measured = self._measured()
         if measured.latencies.size < FEWEST_LOOPS:
             return self._none(None, f"only {measured.latencies.size} loops were answered")
-        same = self._latencies(self._simulate(None))
+        unchanged = self._simulate(None)
+        same = self._latencies(unchanged)
         error = abs(same.quantile(0.5) / max(1.0, measured.quantile(0.5)) - 1)
         if not error <= REPLAY_TOLERANCE:
             return self._none(
@@ -307,7 +316,7 @@ class _Group:
             changed = self._latencies(simulated)
             if np.array_equal(changed.latencies, same.latencies):
                 continue
-            outside = self._outside(simulated)
+            outside = self._outside(simulated, unchanged)
             worst: _Latencies | None = None
             why = outside.why
             if outside.beyond and why is None:
@@ -386,12 +395,13 @@ class _Group:
             for trial in trials
         ]
 
-    def _outside(self, simulated: Simulated) -> _Outside:
+    def _outside(self, simulated: Simulated, unchanged: Simulated) -> _Outside:
         """How far a simulated run is outside of what the recording shows."""
         fits = (*self._fitted.servers, self._fitted.model)
         beyond: dict[int, int] = {}
         words = []
-        for place, (fit, use) in enumerate(zip(fits, simulated.servers, strict=True)):
+        uses = zip(fits, simulated.servers, unchanged.servers, strict=True)
+        for place, (fit, use, recorded) in enumerate(uses):
             finding = fit.finding
             if not use.arrived:
                 continue
@@ -399,7 +409,7 @@ class _Group:
                 return _Outside(f"{_name(fit)}: {finding.sentence}")
             if finding.identified and finding.capacities is not None:
                 continue
-            seen = max(1, int(finding.seen[1]))
+            seen = max(int(finding.seen[1]), _most(recorded))
             if sum(use.at_arrival[seen:]) > BEYOND_SHARE * use.arrived:
                 beyond[place] = seen
                 words.append(
@@ -484,6 +494,16 @@ def _faster(one: RoundWork, change: Change, tool: int) -> RoundWork:
         replace(call, service_ns=call.service_ns // 2) if call.tool == tool else call for call in one.calls
     )
     return replace(one, calls=calls)
+
+
+def _most(use: ServerUse) -> int:
+    """The most calls in flight at once, each itself counted, of which there were a few."""
+    above = 0
+    for others, calls in reversed(tuple(enumerate(use.at_arrival))):
+        above += calls
+        if above >= FEWEST_SEEN:
+            return others + 1
+    return 1
 
 
 def _name(fit: ServerFit) -> str:

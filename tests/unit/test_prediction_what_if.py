@@ -1,291 +1,284 @@
-"""Counterfactuals against runs that were made both ways, by another simulation than the one that replays."""
+"""Estimates against systems that ran both ways, in virtual time, by the loop that production runs."""
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import json
+import math
 import random
-from collections import deque
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from profiler import ToolLoop, tool
+from profiler.arrivals import pause_after
+from profiler.loop.model import CallRequest, Reply
+from profiler.prediction.fitting import fit_run
+from profiler.prediction.recorded import stretch_of, waited_for_a_place, with_load
+from profiler.prediction.what_if import (
+    FEWEST_LOOPS,
+    Change,
+    Counterfactual,
+    WhatIf,
+    counterfactuals,
+    what_if,
+)
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Load, Run, Trial
-from profiler.statistics.replay import Change, Counterfactual, counterfactuals, waited_for_a_place
+from profiler.strategies import parse_strategy
+from profiler.testing import run_virtual
 from tests.unit.statistics_data import MS, run
 
-TOOLS = ("search", "fetch")
+TOOLS = ("alpha", "beta")
+SECOND = 10**9
 
 
-@dataclass
-class World:
-    """Agents as generators that sleep or wait for a slot; time is in nanoseconds."""
+class Refused(Exception):
+    status_code = 429
 
-    now: int = 0
-    sleeping: list[tuple[int, int, Generator[int | None, None, None]]] = field(default_factory=list)
-    queue: deque[Generator[int | None, None, None]] = field(default_factory=deque)
-    free: float = float("inf")
-    order: int = 0
 
-    def wake_at(self, time: int, process: Generator[int | None, None, None]) -> None:
-        self.order += 1
-        self.sleeping.append((time, self.order, process))
+class Sharing:
+    """Serves all calls at once, each at the speed min(1, capacity / calls)."""
 
-    def step(self, process: Generator[int | None, None, None]) -> None:
-        """Run a process to its next sleep; None asks for a slot, -1 gives one back, -2 waits to be woken."""
-        while True:
-            try:
-                request = next(process)
-            except StopIteration:
-                return
-            if request is None:
-                if self.free > 0:
-                    self.free -= 1
-                    continue
-                self.queue.append(process)
-                return
-            if request == -2:
-                return
-            if request < 0:
-                self.free += 1
-                if self.queue:
-                    self.free -= 1
-                    self.wake_at(self.now, self.queue.popleft())
-                continue
-            self.wake_at(self.now + request, process)
-            return
+    def __init__(self, capacity: int, clock: Any) -> None:
+        self.capacity, self.clock = capacity, clock
+        self.left: dict[asyncio.Future[None], float] = {}
+        self.at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
 
-    def run(self) -> None:
-        while self.sleeping:
-            entry = min(self.sleeping)
-            self.sleeping.remove(entry)
-            self.now = entry[0]
-            self.step(entry[2])
+    async def serve(self, seconds: float) -> None:
+        self.advance()
+        done = asyncio.get_running_loop().create_future()
+        self.left[done] = seconds
+        self.plan()
+        await done
+
+    def advance(self) -> None:
+        now = self.clock() / 1e9
+        if self.left:
+            part = (now - self.at) * min(1.0, self.capacity / len(self.left))
+            self.left = {one: left - part for one, left in self.left.items()}
+        self.at = now
+
+    def plan(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.left:
+            speed = min(1.0, self.capacity / len(self.left))
+            delay = max(0.0, min(self.left.values())) / speed
+            self.timer = asyncio.get_running_loop().call_later(delay, self.fire)
+
+    def fire(self) -> None:
+        self.advance()
+        for done in [one for one, left in self.left.items() if left < 1e-9]:
+            del self.left[done]
+            done.set_result(None)
+        self.plan()
+
+
+class Drawn:
+    """A model whose replies follow from the number of the loop."""
+
+    provider = model = "m"
+
+    def __init__(self, seed: str, world: World) -> None:
+        self.draw, self.world = random.Random(seed), world
+        self.rounds = self.draw.choice([1, 2, 2, 3])
+
+    def conversation(self, prompt: Any) -> list[Any]:
+        return [prompt]
+
+    def render_tools(self, tools: Any) -> list[Any]:
+        return list(tools)
+
+    def results(self, results: Any) -> list[Any]:
+        return [result.content for result in results]
+
+    async def request(self, messages: Any, tools: Any, options: Any, probe: Any) -> Reply:
+        draw = self.draw
+        took, before = 0.3 * math.exp(draw.gauss(0, 0.3)), draw.uniform(0.4, 0.7)
+        await asyncio.sleep(took * before * self.world.token)
+        probe.token()
+        await asyncio.sleep(took * (1 - before))
+        self.rounds -= 1
+        if self.rounds < 0:
+            return Reply("ok", (), [{}], "stop", "r", 1, 1)
+        mood = draw.gauss(0, 0.4)  # calls of a round are alike
+        calls = tuple(
+            CallRequest(
+                f"c{draw.random()}",
+                draw.choice(["alpha", "alpha", "beta"]),
+                json.dumps({"seconds": 0.4 * math.exp(mood + draw.gauss(0, 0.6))}),
+            )
+            for _ in range(draw.randint(2, 5))
+        )
+        return Reply("", calls, [{}], "tool_calls", "r", 1, 1)
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one loop does: first token and rest of the model request, and calls of both tools."""
+class World:
+    """A system and its load, which can be run; `alpha` is served as `kind` says, `beta` at once."""
 
-    token: int
-    rest: int
-    calls: tuple[tuple[str, int], ...]
-    pause: int
+    spec: str = "gathered"
+    users: int = 8
+    rate: float | None = None
+    cap: int | None = None
+    kind: Literal["none", "queue", "share", "refuse"] = "none"
+    capacity: int = 10
+    alpha: float = 1.0
+    token: float = 1.0
+    seconds: float = 90.0
+    processes: int = 1
+    index: int = 0
 
+    def run(self) -> tuple[Run, list[LoopRecord]]:
+        records: list[LoopRecord] = []
+        run_virtual(lambda clock: self._main(clock, records))
+        load = Load("closed" if self.rate is None else "open", self.users)
+        trial = self.trial
+        return run([trial], load=load, workers=self.processes), records
 
-def works(agents: int, loops: int, seed: int) -> list[list[Work]]:
-    draw = random.Random(seed)
+    @property
+    def trial(self) -> Trial:
+        end = int(self.seconds * SECOND)
+        return Trial(self.index, 0, self.spec, self.users, 5 * SECOND, end, end)
 
-    def one() -> Work:
-        calls = tuple(
-            (tool, int(draw.lognormvariate(0, 0.6) * 300 * MS))
-            for tool in TOOLS
-            for _ in range(draw.randint(1, 3))
-        )
-        return Work(draw.randint(100, 400) * MS, draw.randint(50, 150) * MS, calls, draw.randint(0, 30) * MS)
+    async def _main(self, clock: Any, records: list[LoopRecord]) -> None:
+        spec = parse_strategy(self.spec)
+        queue, sharing = asyncio.Semaphore(self.capacity), Sharing(self.capacity, clock)
+        inside = 0
 
-    return [[one() for _ in range(loops)] for _ in range(agents)]
+        @tool
+        async def alpha(seconds: float) -> str:
+            """Served by the server."""
+            nonlocal inside
+            seconds *= self.alpha
+            if self.kind == "queue":
+                async with queue:
+                    await asyncio.sleep(seconds)
+            elif self.kind == "share":
+                await sharing.serve(seconds)
+            elif self.kind == "refuse" and inside >= self.capacity:
+                await asyncio.sleep(0.004)
+                raise Refused
+            else:
+                inside += 1
+                await asyncio.sleep(seconds)
+                inside -= 1
+            return "r"
 
+        @tool
+        async def beta(seconds: float) -> str:
+            """Served at once."""
+            await asyncio.sleep(seconds)
+            return "r"
 
-def simulate(plans: list[list[Work]], strategy: str, change: Change | None = None) -> list[LoopRecord]:
-    """The records of the plans under a strategy, had the change been real."""
-    world = World()
-    if strategy.startswith("semaphore") and not (change and change.kind == "limiter"):
-        world.free = int(strategy.partition(":")[2])
-    chained = strategy == "sequential" and not (change and change.kind == "limiter")
-    records: list[LoopRecord] = []
+        shared = [spec.build(clock=clock) for _ in range(self.processes)]
+        by_agent = any(rule.scope == "agent" for rule in spec.rules)
 
-    def call(
-        calls: dict[int, ToolCall], place: int, work: Work, took: int
-    ) -> Generator[int | None, None, None]:
-        queued = world.now
-        yield None
-        started = world.now
-        yield took
-        calls[place] = ToolCall("c", work.calls[place][0], queued, queued, started, world.now)
-        if len(calls) == len(work.calls):
-            world.wake_at(world.now, running[id(calls)])
-        yield -1
-
-    running: dict[int, Generator[int | None, None, None]] = {}
-    agents: dict[int, Generator[int | None, None, None]] = {}
-
-    def agent(number: int, plan: list[Work]) -> Generator[int | None, None, None]:
-        for work in plan:
-            begun = world.now
-            token = work.token // 2 if change and change.kind == "first_token" else work.token
-            yield token + work.rest
-            asked = world.now
-            calls: dict[int, ToolCall] = {}
-            running[id(calls)] = agents[number]
-            for place, (tool, duration) in enumerate(work.calls):
-                took = duration // 2 if change == Change("tool", tool) else duration
-                if chained:
-                    started = world.now
-                    yield took
-                    calls[place] = ToolCall("c", tool, asked, asked, started, world.now)
-                else:
-                    world.step(call(calls, place, work, took))
-            if not chained:
-                yield -2
-            done = [calls[place] for place in range(len(work.calls))]
-            model = ModelCall("openai", "m", begun, asked, first_token_ns=begun + token, streamed=True)
-            ended = max(c.ended_ns for c in done)
-            first = RoundRecord(0, begun, world.now, model, asked, ended, tuple(done))
-            records.append(
-                LoopRecord(
-                    id=f"{number}-{len(records)}",
-                    strategy=strategy,
-                    provider="openai",
-                    model="m",
-                    started_ns=begun,
-                    ended_ns=world.now,
-                    status="ok",
-                    rounds=(first,),
-                    agent=str(number),
-                    trial=0,
-                )
+        async def loop(number: int, agent: int, own: Any, due: int | None = None) -> LoopRecord:
+            process = agent % self.processes
+            made = ToolLoop(
+                Drawn(f"{agent}/{number}", self),
+                [alpha, beta],
+                own or shared[process],
+                clock=clock,
+                sinks=[records.append],
             )
-            yield work.pause
+            where = {"agent": f"a{agent}", "trial": self.index, "process": f"p{process}"}
+            return (await made.run("go", intended_ns=due, **where)).record
 
-    for number, plan in enumerate(plans):
-        agents[number] = agent(number, plan)
-        world.wake_at(0, agents[number])
-    world.run()
-    return records
+        async def agent(number: int) -> None:
+            own = spec.build(clock=clock) if by_agent else None
+            await asyncio.sleep(0.3 * number)
+            count = failures = 0
+            while clock() < self.trial.ended_ns:
+                record = await loop(count, number, own)
+                count += 1
+                failures = 0 if record.good else failures + 1
+                await asyncio.sleep(pause_after(failures, record.wall_ns / 1e9))
 
+        if self.rate is None:
+            await asyncio.gather(*(agent(number) for number in range(self.users)))
+            return
+        places = [asyncio.Semaphore((self.cap or 10**9) // self.processes) for _ in range(self.processes)]
 
-def one_trial(strategy: str) -> Run:
-    everything = Trial(
-        index=0, block=0, strategy=strategy, users=8, started_ns=0, ended_ns=10**15, drained_ns=10**15
-    )
-    return run([everything])
+        async def arrival(number: int, due: int) -> None:
+            async with places[number % self.processes]:
+                await loop(0, number, spec.build(clock=clock) if by_agent else None, due)
 
-
-CHANGES = (Change("tool", "search"), Change("first_token"), Change("limiter"))
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "gathered", "semaphore:6"])
-def test_estimates_match_runs_in_which_the_change_was_real(strategy: str) -> None:
-    plans = works(agents=8, loops=40, seed=3)
-    records = simulate(plans, strategy)
-    estimates = {one.change: one for one in counterfactuals(one_trial(strategy), records, TOOLS)}
-    measured = np.array([r.ended_ns - r.started_ns for r in records]) / 1e9
-    for change in CHANGES:
-        if strategy == "gathered" and change.kind == "limiter":
-            assert change not in estimates
-            continue
-        truth = [r.ended_ns - r.started_ns for r in simulate(plans, strategy, change)]
-        estimate = estimates[change]
-        assert estimate.loops == 320
-        assert estimate.replay_error < 0.001
-        for name, p in (("p50", 0.5), ("p95", 0.95)):
-            figure = getattr(estimate, name)
-            assert figure.measured == pytest.approx(np.quantile(measured, p))
-            assert figure.estimated == pytest.approx(np.quantile(truth, p) / 1e9, rel=0.001)
+        draw, at, tasks = random.Random(1), 0.0, []
+        while (at := at + draw.expovariate(self.rate)) < self.seconds:
+            await asyncio.sleep(max(0.0, at - clock() / 1e9))
+            tasks.append(asyncio.ensure_future(arrival(len(tasks), round(at * 1e9))))
+        await asyncio.gather(*tasks)
 
 
-def test_shared_limiter_is_replayed_with_the_waits_of_others() -> None:
-    """Halving one of two tools behind a crowded semaphore saves more than half of that tool's time."""
-    records = simulate(works(agents=8, loops=40, seed=3), "semaphore:2")
-    estimate = next(
-        one
-        for one in counterfactuals(one_trial("semaphore:2"), records, TOOLS)
-        if one.change.tool == "search"
-    )
-    own = np.quantile(
-        [sum(c.ended_ns - (c.started_ns or 0) for c in r.tool_calls if c.name == "search") for r in records],
-        0.5,
-    )
-    saved = estimate.p50.measured - estimate.p50.estimated
-    assert saved > 0.75 * own / 1e9
-    assert estimate.change.words == "with search twice as fast"
+def figures(world: World) -> tuple[float, float, float]:
+    """p50, p95 and the share of failed loops, when it really runs."""
+    conditions, records = world.run()
+    (trial,) = conditions.trials
+    inside = [record for record in records if trial.started_ns <= record.due_ns < trial.ended_ns]
+    p50, p95 = np.quantile([record.latency_ns / 1e9 for record in inside if record.answered], (0.5, 0.95))
+    return float(p50), float(p95), float(np.mean([not record.good for record in inside]))
 
 
-def per_agent(limit: int) -> tuple[Counterfactual, ...]:
-    """One loop: model request of 100 ms, calls of 40, 30, 20 and 10 ms through the agent's own limiter."""
-    durations, ends = [40, 30, 20, 10], [0] * limit
-    calls = []
-    for duration in durations:
-        start = min(ends)
-        ends[ends.index(start)] = start + duration
-        calls.append(
-            ToolCall(
-                "c", f"t{duration}", 100 * MS, 100 * MS, (100 + start) * MS, (100 + start + duration) * MS
-            )
-        )
-    done = (100 + max(ends)) * MS
-    model = ModelCall("openai", "m", 0, 100 * MS)
-    spec = f"semaphore:{limit}@agent"
-    only = RoundRecord(0, 0, done, model, 100 * MS, done, tuple(calls))
-    record = LoopRecord("a", spec, "openai", "m", 0, done, "ok", (only,), trial=0)
-    return counterfactuals(one_trial(spec), [record], ["t40", "t10"])
+def estimates(world: World) -> dict[Change, Counterfactual]:
+    return {one.change: one for one in counterfactuals(*world.run(), TOOLS)}
 
 
-def test_agents_own_limiter_by_hand() -> None:
-    found = {one.change: one.p50 for one in per_agent(2)}
-    # Two places: 40 | 30, then 20 after 30, 10 after 40: 50 ms. 20 | 30, then 20 and 10: 40 ms.
-    assert found[Change("tool", "t40")].measured == pytest.approx(0.150)
-    assert found[Change("tool", "t40")].estimated == pytest.approx(0.140)
-    assert found[Change("limiter")].estimated == pytest.approx(0.140)
-    assert Change("tool", "t10") not in found or found[Change("tool", "t10")].estimated == pytest.approx(
-        0.150
-    )
-    assert Change("first_token") not in found  # none was observed
+ALPHA, TOKEN, LIMITER = Change("tool", "alpha"), Change("first_token"), Change("limiter")
+TWICE_LIMIT, HALF_LIMIT = Change("limit", factor=2.0), Change("limit", factor=0.5)
+MORE_LOAD, TWICE_LOAD = Change("load", factor=1.5), Change("load", factor=2.0)
 
 
-def test_replay_that_misses_the_run_estimates_nothing() -> None:
-    """Fifty calls at once through a "semaphore" of two: whatever ran there, it was not that."""
-    records = simulate(works(agents=25, loops=4, seed=5), "gathered")
-    trials = [
-        Trial(
-            index=0,
-            block=0,
-            strategy="semaphore:2",
-            users=25,
-            started_ns=0,
-            ended_ns=10**15,
-            drained_ns=10**15,
-        )
-    ]
-    assert counterfactuals(run(trials), records, TOOLS) == ()
+def changed(world: World, change: Change) -> World:
+    """The system with the change made for real."""
+    if change == ALPHA:
+        return replace(world, alpha=0.5)
+    if change == TOKEN:
+        return replace(world, token=0.5)
+    if change.kind == "limiter":
+        return replace(world, spec="gathered")
+    factor = change.factor or 1.0
+    if change.kind == "limit":
+        kind, _, limit = world.spec.partition(":")
+        return replace(world, spec=f"{kind}:{int(int(limit) * factor)}")
+    if world.rate is not None:
+        return replace(world, rate=world.rate * factor)
+    return replace(world, users=int(world.users * factor))
 
 
-def test_loops_outside_the_window_and_unknown_strategies_do_not_count() -> None:
-    records = simulate(works(agents=2, loops=5, seed=1), "gathered")
-    conditions = one_trial("gathered")
-    trials = (
-        Trial(index=0, block=0, strategy="my-own", users=8, started_ns=0, ended_ns=10**15, drained_ns=10**15),
-    )
-    assert counterfactuals(run(trials), records, TOOLS) == ()
-    assert counterfactuals(conditions, [], TOOLS) == ()
-    half = sorted(r.started_ns for r in records)[5]
-    window = Trial(
-        index=0, block=0, strategy="gathered", users=8, started_ns=half, ended_ns=10**15, drained_ns=10**15
-    )
-    assert {one.loops for one in counterfactuals(run([window]), records, TOOLS)} == {5}
-
-
-def test_no_estimates_where_arrivals_waited_for_a_place() -> None:
-    """An open load under a cap: every fourth loop starts 50 ms later than it was due."""
-    load = dataclasses.replace(one_trial("gathered"), load=Load("open", 8, arrivals="5/s", rate=5.0))
-
-    def due(record: LoopRecord, number: int, wait: float) -> LoopRecord:
-        late = int(wait * 1e6) if number % 4 == 0 else 0
-        return dataclasses.replace(record, intended_ns=record.started_ns - late, agent=f"a{number}")
-
-    records = simulate(works(agents=8, loops=20, seed=3), "gathered")
-    for wait, estimated in ((0.0, True), (0.5, True), (200.0, False)):
-        made = [due(record, number, wait) for number, record in enumerate(records)]
-        assert bool(counterfactuals(load, made, TOOLS)) is estimated
-
-
-def test_waits_are_judged_against_the_median_latency() -> None:
-    latencies = np.full(1000, 1_000_000_000)
-    few, some = (np.where(np.arange(1000) < count, 60_000_000, 0) for count in (10, 11))
-    assert not waited_for_a_place(few, latencies)
-    assert waited_for_a_place(some, latencies)
-    assert not waited_for_a_place(some * 5 // 6, latencies)  # 50 ms: 5 % of the median
-    assert not waited_for_a_place(latencies[:0], latencies[:0])
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (World(), [ALPHA, TOKEN]),
+        (World(rate=2.0), [ALPHA, TOKEN]),
+        (World("sequential", rate=2.0), [ALPHA, TOKEN]),
+        (World("semaphore:4"), [TOKEN, HALF_LIMIT, MORE_LOAD]),
+        (World("semaphore:4", rate=1.2), [TOKEN, HALF_LIMIT]),
+        (World("semaphore:2@agent"), [ALPHA, TOKEN, LIMITER]),
+        (World("rate:12/s", rate=1.8), [ALPHA, TOKEN]),
+        (World("adaptive:4", rate=2.0), [ALPHA, TOKEN]),
+        (World("semaphore:2", users=9, processes=3), [TOKEN, MORE_LOAD]),
+        (World("semaphore:6", rate=2.0, cap=7), [TOKEN]),
+        (World(rate=2.6, cap=5), [ALPHA, TOKEN, MORE_LOAD]),
+        (World(rate=2.6, cap=8), [ALPHA, TOKEN]),
+        (World(rate=2.6, cap=9, processes=3), [ALPHA, TOKEN]),
+    ],
+    ids=lambda one: f"{one.spec} {one.rate or one.users} {one.cap or ''}" if isinstance(one, World) else "",
+)
+def test_estimates_match_runs_in_which_the_change_was_real(world: World, changes: list[Change]) -> None:
+    found = estimates(world)
+    measured = figures(world)
+    for change in changes:
+        one, real = found[change], figures(changed(world, change))
+        assert one.replay_error < 0.001
+        for estimate, before, after in zip((one.p50, one.p95), measured[:2], real[:2], strict=True):
+            assert estimate.measured == pytest.approx(before)
+            assert estimate.estimated == pytest.approx(after, rel=0.10 if change.kind == "load" else 0.05)
+            assert estimate.low <= after <= estimate.high
+        assert one.failures.measured == one.failures.estimated == 0.0
