@@ -39,11 +39,11 @@ from profiler.emulator.faults import (
 )
 from profiler.emulator.http1 import Ending, Exchange, HttpReply, Payload
 from profiler.emulator.journal import Entry, Journal
-from profiler.emulator.limits import KeyQuota
 from profiler.emulator.openai_requests import envelope
 from profiler.emulator.places import Handed, Outstanding, Places
 from profiler.emulator.replies import Reply
 from profiler.emulator.tape import Tape
+from profiler.limits.token_bucket import QuotaState
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
 from profiler.scenarios import WIRE_FAULTS, Fault
 
@@ -89,7 +89,7 @@ class _Request:
     wire: Wire
     entry: Entry
     serial: int
-    quota: KeyQuota | None = None
+    quota: QuotaState | None = None
     odd: dict[str, Fault] = field(default_factory=dict)
 
 
@@ -106,7 +106,7 @@ class ModelService:
         self._free_loop = 0
         self._models = frozenset(scenario.model.models)
         self._keys = frozenset(scenario.model.api_keys)
-        self._quotas: dict[tuple[str, bytes], KeyQuota] = {}
+        self._quotas: dict[tuple[str, bytes], QuotaState] = {}
         self._attempts: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
         # What this server sends in an odd form has to be accepted in it.
@@ -212,7 +212,7 @@ class ModelService:
             )
         return key
 
-    def _quota(self, key: bytes, provider: str, now_ns: int) -> KeyQuota | None:
+    def _quota(self, key: bytes, provider: str, now_ns: int) -> QuotaState | None:
         spec, scale = self._scenario.quota, self._scenario.time_scale
         if spec is None or scale == 0:  # without time there is no rate
             return None
@@ -221,7 +221,7 @@ class ModelService:
             if len(self._quotas) >= _MAX_KEYS:
                 self._quotas.pop(next(iter(self._quotas)))
             split = provider == "anthropic"
-            quota = KeyQuota(spec, split_tokens=split, minute_ns=60e9 * scale, now_ns=now_ns)
+            quota = limits.key_quota(spec, split_tokens=split, minute_ns=60e9 * scale, now_ns=now_ns)
             self._quotas[provider, key] = quota
         return quota
 

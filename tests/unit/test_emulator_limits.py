@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from profiler.emulator.limits import (
-    KeyQuota,
-    QuotaRefusal,
     Rejected,
     ToolCapacity,
     go_duration,
     headers,
+    key_quota,
     refusal_error,
     retry_headers,
     rfc3339,
 )
+from profiler.limits.token_bucket import QuotaRefusal, QuotaState
 from profiler.scenarios import Capacity, CapacityStep, Quota
 
 SECOND = 1_000_000_000
@@ -22,8 +22,8 @@ SECOND = 1_000_000_000
 MINUTE = 60e9
 
 
-def quota(split: bool = False, **limits: float) -> KeyQuota:
-    return KeyQuota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
+def quota(split: bool = False, **limits: float) -> QuotaState:
+    return key_quota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
 
 
 def test_quota_lets_the_burst_pass_at_once_and_then_the_rate() -> None:
