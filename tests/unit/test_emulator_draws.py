@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.emulator.draws import MAX_LOOP, Draws, Place, decode, encode, key, sampler, whole
-from profiler.scenarios import Distribution
+from profiler.scenarios.forms import Distribution
 
 
 def values(distribution: Distribution, n: int = 20_000) -> list[float]:
