@@ -272,9 +272,7 @@ def _stated(requests: Sequence[Request], given: KnownQuota | None, words: list[s
                 continue
             key = RESOURCE[quota.resource], quota.window_ns
             amounts[key] = min(quota.limit, amounts.get(key, quota.limit))
-    words += [
-        f"the headers state {one}, more than anybody meets: it is taken for no limit" for one in unbounded
-    ]
+    words += [f"the headers state {one}, more than anybody meets: it is taken for no limit" for one in unbounded]
     limits = {}
     for (resource, window_ns), amount in sorted(amounts.items(), key=lambda item: item[0][1] or 0):
         if window_ns is None and (resource, MINUTE_NS) in amounts:
