@@ -221,19 +221,38 @@ class StrategySpec:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """What has one whole number to choose: a semaphore that all agents of a process share, or, with a
-    `name`, that setting of an agent's own."""
+    """What has one whole number to choose: the limit of a semaphore, or, with a `name`, that setting of an
+    agent's own. By default the semaphore is one that all agents of a process share; `tool` and `server`: of
+    that one alone."""
 
     name: str | None = None
+    scope: Scope = "process"
+    tool: str | None = None
+    server: str | None = None
 
     @property
     def noun(self) -> str:
         """What its values are called."""
         return "limit" if self.name is None else "value"
 
+    @property
+    def shared(self) -> bool:
+        """It is the semaphore through which all calls of a process pass."""
+        return self.name is None and self.scope == "process"
+
+    @property
+    def written(self) -> str:
+        """How it is named without a value: `semaphore@tool`, `semaphore:search`, `max_concurrent_calls`."""
+        if self.name is not None:
+            return self.name
+        of = self.tool or (self.server and f"{self.server}{ALL_TOOLS}")
+        return f"semaphore:{of}" if of else "semaphore" if self.shared else f"semaphore@{self.scope}"
+
     def spec(self, value: int) -> str:
         """The strategy with this value."""
-        return f"semaphore:{value}" if self.name is None else f"{self.name}={value}"
+        if self.name is not None or self.tool or self.server:
+            return f"{self.written}={value}"
+        return f"semaphore:{value}" if self.shared else f"semaphore:{value}@{self.scope}"
 
     def value(self, text: str) -> int | None:
         """The value that a strategy has of it; None for one that is about something else as well."""
@@ -243,7 +262,11 @@ class Knob:
             whole = found[0] == self.name and type(found[1]) is int
             return found[1] if whole else None  # type: ignore[return-value]
         alone = spec.kind == "limited" and len(spec.rules) == 1 and not (spec.variant or spec.needs_stream)
-        return spec.rules[0].fixed_limit if alone and spec.rules[0].scope == "process" else None
+        if not alone:
+            return None
+        rule = spec.rules[0]
+        mine = (rule.scope, rule.tool, rule.server) == (self.scope, self.tool, self.server)
+        return rule.fixed_limit if mine else None
 
 
 def knob_of(specs: Iterable[StrategySpec]) -> Knob:

@@ -39,6 +39,8 @@ def add(commands: Commands) -> None:
         "--quota openai:rpm=500,tpm=30000",
         "--slo 'p95<2s' --junit junit.xml --format markdown",
         "--agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
+        "--over semaphore=2..64,adaptive",
+        "--over semaphore:search=1..16",
         "--agent my_app.agents:make_agent --over max_concurrent_calls=1..32",
     )
     add_options(parser, "tune", (Size, LoadOptions), GROUPS)
@@ -53,9 +55,11 @@ def add(commands: Commands) -> None:
         "--over",
         type=TEXT.argument,
         default="semaphore,adaptive",
-        metavar="KINDS",
-        help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive); or values of a "
-        "setting that the function of --agent is called with: max_concurrent_calls=1..32, or =1,2,4,8",
+        metavar="KIND[=LO..HI],…",
+        help="what to try: semaphore (@agent, @tool, @server: one for each; semaphore:TOOL: of that tool), "
+        "rate, adaptive, eager, sequential, gathered (default: semaphore,adaptive), within the values that "
+        "are named: semaphore=2..64, rate=5..50 (a second), semaphore:search=1,2,4,8; or values of a "
+        "setting that the function of --agent is called with: max_concurrent_calls=1..32",
     )
     search.add_argument(
         "--budget",
@@ -79,10 +83,10 @@ def main(arguments: argparse.Namespace) -> int:
     import orjson
 
     from profiler.limits.known import parse_quota
+    from profiler.over import parse_over
     from profiler.report import ci
     from profiler.statistics.gates import missed
     from profiler.tune.answer import findings, render
-    from profiler.tune.dial import split_over
     from profiler.tune.search import Search, tune
 
     check_output(arguments)
@@ -94,7 +98,7 @@ def main(arguments: argparse.Namespace) -> int:
         size.users,
         size.workers,
         objective=arguments.objective,
-        over=split_over(arguments.over),
+        over=parse_over(arguments.over),
         budget=arguments.budget,
         quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )

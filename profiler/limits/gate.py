@@ -32,7 +32,7 @@ from profiler.limits.limiter import (
 )
 from profiler.limits.quotas import stated
 from profiler.limits.refusals import Holdback, retry_after_ns, signal_of
-from profiler.limits.spec import Rule, parse_rules
+from profiler.limits.spec import PROCESS, LaneKey, Rule, lanes_of, parse_rules
 from profiler.process.lifetime import in_forked_child
 from profiler.records import Clock
 
@@ -187,9 +187,7 @@ current_slot: ContextVar[Slot | None] = ContextVar("toolloop_slot", default=None
 class _LoopLanes:
     """The lanes of a gate on one event loop; `paths`: by tool and server, those that agents share."""
 
-    process: Lane | None = None
-    of_tools: dict[str, Lane] = field(default_factory=dict)
-    of_servers: dict[str, Lane] = field(default_factory=dict)
+    shared: dict[LaneKey, Lane] = field(default_factory=dict)
     # An agent's lane lives as long as a call is inside or waits; an idle one holds no state.
     of_agents: WeakValueDictionary[str, Lane] = field(default_factory=WeakValueDictionary)
     paths: dict[tuple[str, str], tuple[Lane, ...]] = field(default_factory=dict)
@@ -223,7 +221,7 @@ class Gate:
         self._random = random.SystemRandom() if seed is None else random.Random(seed)
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopLanes] = WeakKeyDictionary()
         self._latest: tuple[asyncio.AbstractEventLoop, _LoopLanes] | None = None
-        self._by_agent = any(rule.scope == "agent" for rule in self.rules)
+        self._by_agent = [rule for rule in self.rules if rule.scope == "agent"]
         self.adapts = any(rule.adapts for rule in self.rules)  # then `limit` changes
         limits = [(rule.adapts, rule.make(share).limit) for rule in self.rules]
         self._fixed = min((n for adapts, n in limits if n is not None and not adapts), default=None)
@@ -240,7 +238,8 @@ class Gate:
         """How many calls may be inside at once now, by the narrowest rule; None without such a rule."""
         if not self.adapts:
             return self._fixed
-        lane = next((one.process for one in list(self._by_loop.values()) if one.process), None)
+        found = (one.shared.get(PROCESS) for one in list(self._by_loop.values()))
+        lane = next((one for one in found if one is not None), None)
         now = self._first if lane is None else lane.limiter.limit
         return min((limit for limit in (now, self._fixed) if limit is not None), default=None)
 
@@ -248,9 +247,7 @@ class Gate:
     def waiting(self) -> int:
         """How many calls of the running event loop wait now."""
         here = self._lanes_here()
-        of_names = (*here.of_tools.values(), *here.of_servers.values())
-        lanes = [here.process, *of_names, *here.of_agents.values()]
-        return sum(lane.waiting for lane in lanes if lane is not None)
+        return sum(lane.waiting for lane in (*here.shared.values(), *here.of_agents.values()))
 
     def limiters(self, tool: str = "", server: str = "") -> tuple[Limiter, ...]:
         """The limiters that a call of this tool shares with other agents, on the running event loop."""
@@ -346,24 +343,19 @@ class Gate:
         path = here.paths.get((tool, server))
         if path is None:
             lanes = []
-            by_tool = [rule for rule in self.rules if rule.scope == "tool" and rule.tool in (None, tool)]
-            if by_tool:
-                lanes.append(here.of_tools.setdefault(tool, self._lane(by_tool)))
-            of_server = [rule for rule in self.rules if rule.scope == "server"]
-            by_server = [rule for rule in of_server if rule.server in (None, server)] if server else []
-            if by_server:
-                lanes.append(here.of_servers.setdefault(server, self._lane(by_server)))
-            process = [rule for rule in self.rules if rule.scope == "process"]
-            if process:
-                here.process = here.process or self._lane(process)
-                lanes.append(here.process)
+            for key, rules in lanes_of(self.rules, tool, server):
+                if key[0] != "agent":
+                    lane = here.shared.get(key)
+                    if lane is None:
+                        lane = here.shared[key] = self._lane(rules)
+                    lanes.append(lane)
             path = here.paths[tool, server] = tuple(lanes)
         return path
 
     def _agent_lane(self, here: _LoopLanes, agent: str) -> Lane:
         lane = here.of_agents.get(agent)
         if lane is None:
-            lane = here.of_agents[agent] = self._lane([r for r in self.rules if r.scope == "agent"])
+            lane = here.of_agents[agent] = self._lane(self._by_agent)
         return lane
 
     def _lane(self, rules: Sequence[Rule]) -> Lane:

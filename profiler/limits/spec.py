@@ -122,6 +122,33 @@ def _of_name(text: str, name: str, limit: int) -> Rule:
     return Rule(text, "semaphore", "tool", limit, name)
 
 
+# Which limiters a call passes.
+
+LaneKey = tuple[Scope, str]
+"""One queue in front of limiters: the scope, and the name of the agent, the tool or the MCP server."""
+
+PROCESS: LaneKey = ("process", "")
+
+
+def lanes_of(
+    rules: Sequence[Rule], tool: str = "", server: str = "", agent: str = ""
+) -> tuple[tuple[LaneKey, tuple[Rule, ...]], ...]:
+    """The queues that a call passes, in the order in which it enters them, each with its limiters' rules.
+
+    `server`: the MCP server that the tool is of; a call of none passes no limit of servers. Calls with the
+    same key wait in the same queue, for the same limiters.
+    """
+    found: dict[LaneKey, list[Rule]] = {
+        ("agent", agent): [rule for rule in rules if rule.scope == "agent"],
+        ("tool", tool): [rule for rule in rules if rule.scope == "tool" and rule.tool in (None, tool)],
+        ("server", server): [
+            rule for rule in rules if rule.scope == "server" and server and rule.server in (None, server)
+        ],
+        PROCESS: [rule for rule in rules if rule.scope == "process"],
+    }
+    return tuple((key, tuple(own)) for key, own in found.items() if own)
+
+
 # What limiters let through in all processes together, in words.
 
 

@@ -21,11 +21,16 @@ from typing import Any, Protocol
 from profiler.arrivals import Arrivals, pause_after, share, start_offset
 from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Together
 from profiler.limits.refusals import Holdback
+from profiler.limits.spec import LaneKey, lanes_of
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.work import CallWork, LoopWork, Server, System
 from profiler.strategies import StrategySpec
 
 NOTHING: dict[str, float] = {}
+
+
+Draw = Callable[[int, int], LoopWork]
+"""The work of a loop that begins at a time (ns) for an agent, by its number among those of all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,10 @@ class Trials:
 
 @dataclass(slots=True)
 class TrialResult:
-    """The loops of one trial, in the order in which they ended; times in ns from its start.
+    """The loops of one trial, in the order in which they ended; times in ns of the virtual clock.
 
-    `ok`: came to an answer; `good`: with every call answered. `interrupted` loops were cut off after the drain.
-    `waits` are queue waits in the strategy and `durations` what calls took, by tool; they are kept where asked.
+    `ok`: came to an answer; `good`: with every call answered. `interrupted` loops were cut off after the
+    drain; they are among the others too. `dropped` arrivals never started.
     """
 
     seconds: float
@@ -219,8 +224,8 @@ class _Queueing(_Server):
 class _Sharing(_Server):
     """Serves all jobs at once, each at the speed min(1, capacity / jobs): processor sharing.
 
-    `done` is the service, in ns, that a job had which was there from the beginning: a job that came when it was
-    d is over when it is d + its service. So the order of ends is known however many come after.
+    `served` is the service, in ns, of a job that was there from the beginning: one that came when it was s is
+    over when it is s + its own service. So the order of ends is known however many come after.
     """
 
     __slots__ = ("at", "due", "ends", "number", "served")
@@ -337,15 +342,14 @@ class _Process:
     """The limiters of one process, as `profiler.limits.gate.Gate` keeps them."""
 
     __slots__ = (
-        "agents",
         "clock",
         "held",
         "holdbacks",
+        "lanes",
         "paths",
         "random",
         "rules",
         "share",
-        "shared",
         "slots",
     )
 
@@ -354,53 +358,29 @@ class _Process:
         self.rules = rules
         self.share = share
         self.random = draw
-        self.shared: dict[tuple[str, str], _Lane] = {}
-        self.agents: dict[int, _Lane] = {}
-        self.paths: dict[tuple[str, str, int], tuple[_Lane, ...]] = {}
+        self.lanes: dict[LaneKey, _Lane] = {}
+        self.paths: dict[tuple[str, str, str], tuple[_Lane, ...]] = {}
         self.holdbacks: dict[int, Holdback] = {}
         self.held = False
         self.slots = 0
 
-    def path(self, tool: str, server: str, agent: int) -> tuple[_Lane, ...]:
+    def path(self, tool: str, server: str, agent: str) -> tuple[_Lane, ...]:
         """The lanes that a call passes, in order."""
-        key = (tool, server, agent)
-        found = self.paths.get(key)
+        asked = (tool, server, agent)
+        found = self.paths.get(asked)
         if found is None:
             lanes = []
-            for scope, name, rules in lanes_of(self.rules, tool, server):
-                if scope == "agent":
-                    lane = self.agents.get(agent)
-                    if lane is None:
-                        lane = self.agents[agent] = self._lane(rules)
-                else:
-                    lane = self.shared.get((scope, name))
-                    if lane is None:
-                        lane = self.shared[scope, name] = self._lane(rules)
+            for key, rules in lanes_of(self.rules, tool, server, agent):
+                lane = self.lanes.get(key)
+                if lane is None:
+                    lane = self.lanes[key] = self._lane(rules)
                 lanes.append(lane)
-            found = self.paths[key] = tuple(lanes)
+            found = self.paths[asked] = tuple(lanes)
         return found
 
     def _lane(self, rules: Sequence[LimitRule]) -> _Lane:
         limiters = [rule.make(self.share) for rule in rules]
         return _Lane(self.clock, limiters[0] if len(limiters) == 1 else Together(limiters))
-
-
-def lanes_of(rules: Sequence[LimitRule], tool: str, server: str) -> list[tuple[str, str, list[LimitRule]]]:
-    """TODO: replaced by limits.spec's."""
-    lanes = []
-    by_agent = [rule for rule in rules if rule.scope == "agent"]
-    if by_agent:
-        lanes.append(("agent", "", by_agent))
-    by_tool = [rule for rule in rules if rule.scope == "tool" and rule.tool in (None, tool)]
-    if by_tool:
-        lanes.append(("tool", tool, by_tool))
-    by_server = [rule for rule in rules if rule.scope == "server" and rule.server in (None, server)]
-    if by_server and server:
-        lanes.append(("server", server, by_server))
-    process = [rule for rule in rules if rule.scope == "process"]
-    if process:
-        lanes.append(("process", "", process))
-    return lanes
 
 
 # Agents, loops and calls.
@@ -454,7 +434,7 @@ class _Call:
             return
         tool = self.tool
         names = simulation.names[tool]
-        self.lanes = loop.process.path(names[0], names[1], loop.agent.source if simulation.by_agent else 0)
+        self.lanes = loop.process.path(*names, loop.agent.name if simulation.by_agent else "")
         self.hold()
 
     def hold(self, waited: bool = False) -> None:
@@ -552,9 +532,9 @@ class _Loop:
             retry_ns = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
             if retry_ns is not None:
                 model.use.arrived += 1
-                model.refuse(self, retry_ns)  # type: ignore[arg-type]
+                model.refuse(self, retry_ns)
                 return
-        model.arrive(self)  # type: ignore[arg-type]
+        model.arrive(self)
 
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
         simulation = self.simulation
@@ -616,12 +596,13 @@ class _Loop:
 class _Agent:
     """An agent, or in an open load a source of arrivals. `source` counts those of all processes."""
 
-    __slots__ = ("arrivals", "failures", "process", "simulation", "source")
+    __slots__ = ("arrivals", "failures", "name", "process", "simulation", "source")
 
     def __init__(self, simulation: _Simulation, process: _Process, source: int) -> None:
         self.simulation = simulation
         self.process = process
         self.source = source
+        self.name = str(source)
         self.failures = 0
         self.arrivals: Iterator[float] | None = None
 
@@ -669,7 +650,7 @@ class _Simulation:
         system: System,
         strategy: StrategySpec,
         load: SimulatedLoad,
-        loops: Iterator[LoopWork],
+        draw: Draw,
         quota: Quota | None,
         retry: Retry | None,
         seed: str,
@@ -677,7 +658,7 @@ class _Simulation:
         self.system = system
         self.strategy = strategy
         self.load = load
-        self.loops = loops
+        self.draw = draw
         self.quota = quota
         self.retry = retry
         self.seed = seed
@@ -762,7 +743,8 @@ class _Simulation:
             function(argument)
 
     def begin_loop(self, agent: _Agent, due: int) -> None:
-        self.under_way.add(_Loop(self, agent, next(self.loops), due))
+        work = self.draw(self.clock.now, agent.source)
+        self.under_way.add(_Loop(self, agent, work, due))
 
     def arrived(self, agent: _Agent, due: int) -> None:
         process = agent.process
@@ -793,18 +775,18 @@ def simulate(
     system: System,
     strategy: StrategySpec,
     load: SimulatedLoad,
-    loops: Iterator[LoopWork],
+    draw: Draw,
     trials: Trials,
     *,
     quota: Quota | None = None,
     retry: Retry | None = None,
     seed: str = "0",
 ) -> Simulated:
-    """Run `trials` of a strategy under a load. `loops` yields the work of each loop that begins, without end.
+    """Run `trials` of a strategy under a load; `draw` gives the work of each loop that begins.
 
     Limiters live through all trials, as those of a process do.
     """
-    simulation = _Simulation(system, strategy, load, loops, quota, retry, seed)
+    simulation = _Simulation(system, strategy, load, draw, quota, retry, seed)
     done = tuple(simulation.trial(block, trials) for block in range(trials.blocks))
     arrived = sum(use.arrived for use in simulation.uses)
     refused = sum(use.refused for use in simulation.uses)

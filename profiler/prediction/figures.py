@@ -48,10 +48,8 @@ def figures_of(
     results = simulated.trials
     columns = _Columns(
         np.repeat(np.arange(len(results)), [len(one.due) for one in results]),
-        *(
-            np.array([v for one in results for v in getattr(one, name)], np.int64)
-            for name in ("due", "ended")
-        ),
+        np.array([due for one in results for due in one.due], np.int64),
+        np.array([end for one in results for end in one.ended], np.int64),
         np.array([OK if ok else ERROR for one in results for ok in one.ok], np.int64),
         np.array([good for one in results for good in one.good], np.int64),
     )
@@ -74,9 +72,11 @@ def figures_of(
     latencies = latency(columns, completed(columns, joined([block.due for block in blocks]))) / 1e9
     failed, due = map(sum, zip(*(block_failures(columns, block) for block in blocks), strict=True))
     nan = float("nan")
-    found = {name: quantile(latencies, p) for name, p in LEVELS.items()}
+    p50, p95, p99 = (quantile(latencies, p) or nan for p in LEVELS.values())
     return Figures(
-        *(nan if value is None else value for value in found.values()),
+        p50,
+        p95,
+        p99,
         sum(completed(columns, block.ended).size for block in blocks) / seconds,
         sum(good_loops(columns, block, objective) for block in blocks) / seconds,
         failed / due if due else nan,

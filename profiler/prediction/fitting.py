@@ -1,8 +1,8 @@
 """From a recording to what can be run again: servers with their rules, and loops free of waiting. Pure.
 
 Two passes. The first has all calls of each server, when they started and ended, and finds the server's rule
-(`profiler.prediction.servers`). The second takes from every loop what its calls waited for under that rule, and
-what the client waited between attempts: what is left is the loop's work.
+(`profiler.prediction.servers`). The second takes from every loop what its calls waited for under that rule,
+and what the client waited between attempts: what is left is the loop's work.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class ServerFit:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A recording as what can be run again. `servers` are those of the tools, in the order of `System.servers`.
+    """A recording as what can be run again. `servers` are those of the tools, as in `System.servers`.
 
-    `lost` counts loops that are in no `LoopWork`: those that the recording cut short. `cpu_ns` is the CPU time
-    of the client for each loop, None where it is not known.
+    `lost` counts loops that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for
+    each loop, None where it is not known.
     """
 
     run: Run
@@ -145,9 +145,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
         ),
     )
     draw = random.Random(f"{seed}/fill")
-    pools = {
-        fit.name: service[service >= 0] if (service := services[fit.name]).size else service for fit in fits
-    }
+    pools = {name: service[service >= 0] for name, service in services.items()}
     loops: list[LoopWork] = []
     lost: Counter[str] = Counter()
     clusters: dict[object, int] = {}
@@ -164,13 +162,13 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             calls = []
             for position, call in enumerate(round_.tool_calls):
                 row = rows_of_calls.get((number, place, position))
-                service = -1 if row is None else int(services[server_of(call)][row])
-                if service < 0:  # it was refused, so what it would have taken is not known
+                took = -1 if row is None else int(services[server_of(call)][row])
+                if took < 0:  # it was refused, so what it would have taken is not known
                     pool = pools.get(server_of(call))
-                    service = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
+                    took = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
-                calls.append(CallWork(place_of.get(call.name, 0), service, failed, released))
+                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released))
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))

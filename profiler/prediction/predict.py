@@ -8,7 +8,7 @@ open and the noise of a run of that length.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,12 +63,12 @@ class Loops:
             weights = weights * counts[index]
         self._chances = weights / weights.sum()
         self._rng = rng
+        self._drawn: list[int] = []
 
-    def __iter__(self) -> Iterator[LoopWork]:
-        loops = self._loops
-        while True:
-            for place in self._rng.choice(len(loops), size=1024, p=self._chances).tolist():
-                yield loops[place]
+    def __call__(self, now_ns: int, agent: int) -> LoopWork:
+        if not self._drawn:
+            self._drawn = self._rng.choice(len(self._loops), size=1024, p=self._chances).tolist()
+        return self._loops[self._drawn.pop()]
 
 
 def predict(
@@ -83,7 +83,6 @@ def predict(
 ) -> Predicted:
     """The figures that `compare` would print of this run."""
     loops = _scaled(fitted, question)
-    system = fitted.system
     load = question.load
     if load.arrivals is None:
         first = _run(fitted, loops, question, replace(load, spread_seconds=0.0), f"{seed}/first")
@@ -112,9 +111,7 @@ def predict(
 def _run(
     fitted: Fitted, loops: Sequence[LoopWork], question: Question, load: SimulatedLoad, seed: str
 ) -> Simulated:
-    return simulate(
-        fitted.system, question.strategy, load, iter(Loops(loops, seed)), question.trials, seed=seed
-    )
+    return simulate(fitted.system, question.strategy, load, Loops(loops, seed), question.trials, seed=seed)
 
 
 def _scaled(fitted: Fitted, question: Question) -> Sequence[LoopWork]:

@@ -16,9 +16,9 @@ from profiler.prediction.servers import Rule
 class CallWork:
     """One tool call. `tool` is its place in `System.tools`.
 
-    `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and client
-    add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the start of
-    the tool phase until it was handed to the strategy.
+    `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and
+    client add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the
+    start of the tool phase until it was handed to the strategy.
     """
 
     tool: int
@@ -79,8 +79,10 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What the agents call. `server_of` is the place in `servers` of each tool's server, `mcp` the name of the
-    MCP server of each tool (empty: of none), by which limits of scope `server` go."""
+    """What the agents call. `server_of` is the place in `servers` of each tool's server.
+
+    `mcp` is the name of the MCP server of each tool (empty: of none), by which limits of scope `server` go.
+    """
 
     tools: tuple[str, ...]
     servers: tuple[Server, ...]

@@ -11,7 +11,7 @@ from profiler.report.ci import Findings
 from profiler.report.text import percent
 from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import Estimate
-from profiler.strategies import parse_strategy
+from profiler.strategies import Knob, parse_strategy
 from profiler.tune.candidates import EQUIVALENT, SEMAPHORE, Candidate, Shape, best_of, equivalent
 from profiler.tune.dial import Dial
 from profiler.tune.quotas import RateAdvice
@@ -121,7 +121,7 @@ class Answer:
             return text
         if against and gathered is not None and not gathered.shown_worse:
             against += " (no difference shown)"
-        shared = ", shared" if setting.limit is not None and self.dial is None else ""
+        shared = ", shared" if Knob().value(setting.spec) is not None else ""
         text = f"{setting.spec}{shared}: {measured}{against}"
         if setting.limit is not None and self.shape is not None and self.shape.low < self.shape.high:
             text += f"; between {self.shape.low} and {self.shape.high} no difference shown"

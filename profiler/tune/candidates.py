@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from profiler.anatomy import peak
+from profiler.over import LARGEST
 from profiler.records import LoopRecord, ToolCall
 from profiler.rundir import Run
 from profiler.statistics.comparison import Ratio, compare_strategies
@@ -167,6 +168,9 @@ def settled(candidates: Sequence[Candidate]) -> bool:
 # Which limits to try.
 
 
+MOST_FIRST, FEWEST_FIRST = 5, 3
+"""Limits to begin with."""
+
 NEARLY = 0.1
 """Two limits that differ by a smaller share are one to begin with, unless both are guessed."""
 
@@ -175,7 +179,12 @@ A_LITTLE_LESS = 0.97
 
 
 def first_limits(
-    highest: int, lowest: int = 1, guesses: Sequence[int] = (), *, most: int = 5, failing: bool = False
+    highest: int,
+    lowest: int = 1,
+    guesses: Sequence[int] = (),
+    *,
+    most: int = MOST_FIRST,
+    failing: bool = False,
 ) -> list[int]:
     """At most `most` limits to begin with, the most telling first.
 
@@ -204,11 +213,18 @@ def first_limits(
 
 def first_values(dial: Dial, seen: Pilot) -> list[int]:
     """The values to begin with, after a first look, the most telling first."""
+    lowest, highest = dial.low, dial.high
     if dial.setting is None:
-        return first_limits(seen.peak, round(seen.mean / 2), seen.guesses, failing=seen.failing)
+        # Calls of one agent, or of one of several tools, are fewer than all those that the mean counts.
+        lowest = dial.nearest(seen.mean / 2) if dial.knob.shared else lowest
+        highest = dial.nearest(seen.peak)
     # What a setting's value lets through is not known: the whole range counts.
-    lowest, highest = dial.values[0], dial.values[-1]
-    return dial.distinct(first_limits(highest, lowest, seen.guesses, failing=seen.failing))
+    guesses = dial.distinct(seen.guesses)
+    found = dial.distinct(first_limits(highest, lowest, guesses, failing=seen.failing))
+    if len(found) < FEWEST_FIRST and dial.high < LARGEST:
+        # What was seen lies beyond the values that are asked for.
+        found += dial.distinct(dial.values.spaced(MOST_FIRST)[::-1])
+    return [*dict.fromkeys(found)][:MOST_FIRST]
 
 
 def knee_of(scores: Mapping[int, float]) -> int:
@@ -409,7 +425,8 @@ class Pilot:
         if limit is None:
             return longest
         if self.dial.setting is None:
-            return max(self.loop, users * self.work / limit)
+            sharing = 1 if self.dial.knob.scope == "agent" else users
+            return max(self.loop, sharing * self.work / limit)
         seen = {self.dial.value(name): seconds for name, seconds in self.loops.items()}
         slower = [(value, seconds) for value, seconds in seen.items() if value is not None and value <= limit]
         if slower:
@@ -419,26 +436,35 @@ class Pilot:
 
 
 def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pilot:
-    """The `Pilot` of an experiment with the baseline and, if possible, `adaptive`."""
+    """The `Pilot` of an experiment with the baseline and, if possible, `adaptive`.
+
+    Where the limit is of one tool or of one MCP server, the calls are those of that.
+    """
     gathered = [record for record in records if record.strategy == dial.baseline]
-    calls = [call for record in records for call in record.tool_calls]
+    asked = [call for record in gathered for call in dial.calls(record.tool_calls)]
+    calls = [call for record in records for call in dial.calls(record.tool_calls)]
     means = []
     for trial in run.trials:
-        spans = _running(record for record in records if record.strategy == trial.strategy)
+        ours = (record for record in records if record.strategy == trial.strategy)
+        spans = _running(call for record in ours for call in dial.calls(record.tool_calls))
         busy = sum(max(0, min(end, trial.ended_ns) - max(start, trial.started_ns)) for start, end in spans)
         means.append(busy / max(1, trial.ended_ns - trial.started_ns))
-    if all(call.status == "ok" for record in gathered for call in record.tool_calls):
-        most = peak(_running(gathered))
+    rounds = (one for record in gathered for one in record.rounds)
+    widest = max((len(dial.calls(one.tool_calls)) + one.unobserved_calls for one in rounds), default=1)
+    if dial.knob.scope == "agent":
+        most = widest
+    elif all(call.status == "ok" for call in asked):
+        most = peak(_running(asked))
     else:
-        widest = (len(r.tool_calls) + r.unobserved_calls for record in gathered for r in record.rounds)
-        most = run.load.users * max(widest, default=1)
+        most = run.load.users * widest
     guesses: list[int] = []
-    if any(call.refusals for record in gathered for call in record.tool_calls):
+    if any(call.refusals for call in asked):
         # A server that refuses what is too much serves as many at once as ran while it refused others. A
         # limit that adapts may still have been on its way there.
-        served = served_at_refusals([call for record in gathered for call in record.tool_calls])
-        guesses = _values_letting_through(served, records, dial)
-    adapted = settled_limit([record for record in records if record.strategy == "adaptive"])
+        served = served_at_refusals(asked)
+        guesses = _values_letting_through(served, records, dial, run.load.users)
+    adaptive = [record for record in records if record.strategy == "adaptive"]
+    adapted = settled_limit(adaptive) if dial.knob.shared else None
     if adapted is not None and all(abs(adapted - one) > NEARLY * max(adapted, one) for one in guesses):
         guesses.append(adapted)
     ran = [call.duration_ns for call in calls if call.status == "ok" and call.duration_ns is not None]
@@ -478,15 +504,16 @@ def served_at_refusals(calls: Sequence[ToolCall]) -> int:
     return round(float(np.median(running)))
 
 
-def _values_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dial) -> list[int]:
-    """The values with which so many calls, and a few less, run at once.
+def _values_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dial, users: int) -> list[int]:
+    """The values with which so many calls of `users` agents, and a few less, run at once.
 
     Of a setting in proportion to what one value let run.
     """
-    share = 1.0
+    share = 1 / users if dial.knob.scope == "agent" else 1.0
     if dial.setting is not None:
         value = dial.value(dial.beside)
-        ran = peak(_running(record for record in records if record.strategy == dial.beside))
+        beside = [record for record in records if record.strategy == dial.beside]
+        ran = peak(_running(call for record in beside for call in record.tool_calls))
         share = (value or 0) / max(1, ran)
     if not calls * share:
         return []
@@ -499,11 +526,10 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _running(records: Iterable[LoopRecord]) -> Iterator[tuple[int, int]]:
-    for record in records:
-        for call in record.tool_calls:
-            if call.started_ns is not None:
-                yield call.started_ns, call.ended_ns
+def _running(calls: Iterable[ToolCall]) -> Iterator[tuple[int, int]]:
+    for call in calls:
+        if call.started_ns is not None:
+            yield call.started_ns, call.ended_ns
 
 
 def settled_limit(records: Sequence[LoopRecord]) -> int | None:

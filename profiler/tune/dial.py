@@ -1,31 +1,25 @@
-"""What a search turns: the limit of a shared semaphore, or a setting of an agent's own (`--over a=1..32`).
+"""What a search turns: the limit of a semaphore, or a setting of an agent's own (`--over a=1..32`).
 
 Pure.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from profiler.errors import UsageError
+from profiler.over import ANY_LIMIT, Over, Values
+from profiler.records import ToolCall
 from profiler.strategies import Knob
-from profiler.variants import is_setting
-
-LARGEST = 1_000_000
-"""The largest value of a range."""
-
-_RANGE = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})")
-_LIST = re.compile(r"[1-9]\d{0,8}(?:,[1-9]\d{0,8})*")
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """`values` are those that may be tried, in ascending order."""
+    """`values` are those that may be tried: whole numbers."""
 
     knob: Knob = field(default_factory=Knob)
-    values: range | tuple[int, ...] = range(1, LARGEST + 1)
+    values: Values = ANY_LIMIT
 
     @property
     def setting(self) -> str | None:
@@ -33,18 +27,25 @@ class Dial:
         return self.knob.name
 
     @property
+    def low(self) -> int:
+        return int(self.values.low)
+
+    @property
+    def high(self) -> int:
+        return int(self.values.high)
+
+    @property
     def baseline(self) -> str:
         """The strategy that all others are held against: gathering, or a setting's largest value."""
-        return "gathered" if self.setting is None else self.spec(self.values[-1])
+        return "gathered" if self.setting is None else self.spec(self.high)
 
     @property
     def beside(self) -> str:
         """The strategy of a first look beside the baseline: it gets something done where that only fails."""
         if self.setting is None:
             return "sequential"
-        low, high = self.values[0], self.values[-1]
-        middle = self.nearest((low * high) ** 0.5)
-        return self.spec(middle if middle != high else low)
+        middle = self.nearest((self.low * self.high) ** 0.5)
+        return self.spec(middle if middle != self.high else self.low)
 
     def spec(self, value: int) -> str:
         """The strategy with this value."""
@@ -56,53 +57,47 @@ class Dial:
 
     def nearest(self, value: float) -> int:
         """The value nearest to this one that may be tried."""
-        if isinstance(self.values, range):
-            return min(self.values[-1], max(self.values[0], round(value)))
-        return min(self.values, key=lambda one: abs(one - value))
+        return int(self.values.nearest(value))
 
     def below(self, value: int) -> int | None:
         """The next smaller value that may be tried."""
-        place = self.values.index(value)
-        return self.values[place - 1] if place else None
+        smaller = [int(one) for one in self.values.listed if one < value]
+        if self.values.listed:
+            return max(smaller, default=None)
+        return value - 1 if value > self.low else None
+
+    def calls(self, calls: Iterable[ToolCall]) -> list[ToolCall]:
+        """Those of these calls that the limit is about: all, or those of its tool or its MCP server."""
+        tool, server = self.knob.tool, self.knob.server
+        return [
+            one
+            for one in calls
+            if tool in (None, one.name)
+            and (server is None or (one.remote is not None and one.remote.server == server))
+        ]
 
     def distinct(self, values: Iterable[float]) -> list[int]:
         """The values nearest to these, each once, in this order."""
         return [*dict.fromkeys(map(self.nearest, values))]
 
 
-def split_over(text: str) -> tuple[str, ...]:
-    """The parts of `--over`: `semaphore,adaptive`; numbers after `name=1` belong to it."""
-    found: list[str] = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        if found and part.isdecimal() and is_setting(found[-1]):
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return tuple(found)
-
-
-def dial_of(over: Sequence[str]) -> Dial:
+def dial_of(over: Sequence[Over]) -> Dial:
     """What is turned, given the parts of `--over`.
 
-    Raises `UsageError` for a setting that cannot be searched.
+    Raises `UsageError` for what cannot be searched at once.
     """
-    settings = [part for part in over if is_setting(part)]
-    if not settings:
-        return Dial()
-    if len(over) > 1:
-        others = ", ".join(part for part in over if part != settings[0])
+    turned = [part for part in over if part.knob is not None]
+    settings = [part for part in turned if part.kind == "setting"]
+    if settings and len(over) > 1:
+        others = ", ".join(str(part) for part in over if part != settings[0])
         raise UsageError(
             f"--over {settings[0]}: a setting of the agent is searched alone, not with {others} at once"
         )
-    name, _, said = settings[0].partition("=")
-    values: range | tuple[int, ...] = ()
-    if match := _RANGE.fullmatch(said):
-        values = range(int(match[1]), int(match[2]) + 1)
-    elif _LIST.fullmatch(said):
-        values = tuple(sorted({int(value) for value in said.split(",")}))
-    if len(values) < 2 or values[-1] > LARGEST:
+    if len(turned) > 1:
         raise UsageError(
-            f"--over {settings[0]}: expected whole numbers up to {LARGEST}, two or more of them, such as "
-            f"{name}=1..32 or {name}=1,2,4,8"
+            f"--over {turned[0]},{turned[1]}: one limit is searched at a time; leave one of them out"
         )
-    return Dial(Knob(name), values)
+    if not turned:
+        return Dial()
+    knob = turned[0].knob or Knob()
+    return Dial(knob, turned[0].values or ANY_LIMIT)

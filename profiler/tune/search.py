@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from profiler.arrivals import scaled
-from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError, did_you_mean
 from profiler.limits.known import KnownQuota, seen_quota
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.over import ANY_RATE, Over, parse_over
 from profiler.process.signals import signals
 from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory
@@ -59,7 +60,8 @@ from profiler.tune.candidates import (
 from profiler.tune.dial import Dial, dial_of
 from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
 
-KINDS = ("semaphore", "rate", "adaptive", "eager")
+RATES = 3
+"""Rates that are tried."""
 
 SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
 """Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
@@ -94,7 +96,7 @@ class Search:
     users: int
     workers: int = 1
     objective: ObjectiveName = "goodput"
-    over: tuple[str, ...] = ("semaphore", "adaptive")
+    over: tuple[Over, ...] = parse_over("semaphore,adaptive")
     budget: float = 300.0
     quotas: tuple[KnownQuota, ...] = ()
     dial: Dial = field(init=False, default=Dial())
@@ -103,20 +105,35 @@ class Search:
         if self.budget < SMALLEST_BUDGET:
             raise UsageError(f"--budget must be at least {SMALLEST_BUDGET:g} seconds, not {self.budget:g}")
         object.__setattr__(self, "dial", dial_of(self.over))
-        unknown = [kind for kind in self.over if kind not in KINDS]
-        if self.dial.setting is not None:
-            if self.load.agent is None:
-                raise UsageError(
-                    f"--over {self.over[0]}: settings are those of an agent of your own: name the function "
-                    "that takes them with --agent MODULE:FUNCTION"
-                )
-        elif unknown or not self.over:
+        if self.dial.setting is not None and self.load.agent is None:
             raise UsageError(
-                f"--over {','.join(self.over)}: expected some of {', '.join(KINDS)}, or a setting of the "
-                "agent, such as max_concurrent_calls=1..32"
+                f"--over {self.over[0]}{self.over[0].near}: settings are those of an agent of your own: name "
+                "the function that takes them with --agent MODULE:FUNCTION"
             )
-        if "eager" in self.over and not self.load.stream:
+        if self.part("eager") is not None and not self.load.stream:
             raise UsageError("--over eager: tools start early only while a reply streams; add --stream")
+        limited = self.part("semaphore")
+        if limited is not None:
+            spec = self.dial.spec(self.dial.low)
+            try:
+                replace(self.load, strategies=parse_strategies(spec))
+            except UsageError as error:  # such as that there are no MCP servers
+                raise UsageError(str(error).replace(f"--strategy {spec}", f"--over {limited}")) from None
+
+    def part(self, kind: str) -> Over | None:
+        """The part of `over` of this kind; None without one."""
+        return next((part for part in self.over if part.kind == kind), None)
+
+
+def rates_to_try(rate: Over, seen: float) -> list[float]:
+    """`RATES` rates around one that was `seen`, in calls a second, of those that may be tried.
+
+    Where these are others, or nothing was seen, they are spread over the range that was asked for.
+    """
+    values = rate.values or ANY_RATE
+    around = values.distinct(seen * share for share in (0.8, 1.0, 1.2)) if seen else []
+    spread = [] if rate.given is None else values.spaced(RATES)
+    return [*dict.fromkeys([*around, *spread])][:RATES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +229,11 @@ class Tuner:
         )
 
     def _search_through(self) -> Answer:
-        over = self._search.over
         baseline = self._dial.baseline
-        others = [baseline, *(["adaptive"] if "adaptive" in over else [])]
+        kinds = [kind for kind in ("adaptive", "sequential") if self._search.part(kind) is not None]
+        others = [baseline, *kinds]
         # Beside gathering, a strategy that gets something done where gathering only fails.
-        first = others if "adaptive" in over else [baseline, self._dial.beside]
+        first = [baseline, *(kinds or [self._dial.beside])]
         records = self._pilot(first)
         found = self._ladder()
         final = self._final(found, others)
@@ -252,6 +269,13 @@ class Tuner:
         for verdict in summary.verdicts:
             if verdict.metric == TOOL_CALLS:
                 raise UsageError(f"nothing to tune: {verdict.sentence}")
+        tool = self._dial.knob.tool
+        tools = {call.name for record in records for call in record.tool_calls}
+        if tool is not None and tools and tool not in tools:
+            raise UsageError(
+                f"--over {self._search.part('semaphore')}: nothing to tune: no call of {tool} was seen"
+                f"{did_you_mean(tool, tools)}; known: {', '.join(sorted(tools))}"
+            )
         self._seen = seen = pilot(run, records, self._dial)
         if not run.trials or not seen.loops:
             # No loop ended: each takes longer than the first one, alone, or than there was time.
@@ -279,7 +303,7 @@ class Tuner:
         """What to try first, the most telling first."""
         seen = self._seen
         limited: list[str] = []
-        if "semaphore" in self._search.over or self._dial.setting is not None:
+        if any(part.knob is not None for part in self._search.over):
             limited = [*map(self._dial.spec, first_values(self._dial, seen))]
         # Where calls fail under gathering, a limit and a lower one tell more than gathering once more.
         ahead = 2 if seen.failing else 0
@@ -300,7 +324,7 @@ class Tuner:
         if found:
             return self._stage("final", self._final_specs(found, others))
         specs = [*self._first_specs(), *others]
-        if "rate" in self._search.over or "eager" in self._search.over:
+        if self._search.part("rate") is not None or self._search.part("eager") is not None:
             specs += self._final_specs(self._stages[-1].found, others)
         return self._stage("final", [*dict.fromkeys(specs)])
 
@@ -344,9 +368,10 @@ class Tuner:
             limits = [limits[0], *above, *([] if below is None else [below])]
             limits += [] if middle is None else [best_of(kept or found).limit or middle]
         specs = [*map(self._dial.spec, limits)]
-        if "rate" in self._search.over and kept and kept[0].calls_per_second:
-            specs += [f"rate:{kept[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
-        if "eager" in self._search.over:
+        rate = self._search.part("rate")
+        if rate is not None:
+            specs += rate.specs(rates_to_try(rate, kept[0].calls_per_second if kept else 0.0))
+        if self._search.part("eager") is not None:
             specs += ["eager", *(f"eager+{spec}" for spec in specs[:1])]
         as_good = {one.spec for one in kept}
         kinds = [spec for spec in others if spec == self._dial.baseline or spec in as_good or not limits]

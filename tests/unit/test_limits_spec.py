@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from profiler.limits.limiter import ONE, RateLimit
-from profiler.limits.spec import parse_rules, totals
+from profiler.limits.spec import LaneKey, lanes_of, parse_rules, totals
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,32 @@ def test_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:
                 entered += 1
             now_ns += wait_ns
     assert 0.99 * (50 * 10 + 10) <= entered <= 50 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "call", "passed"),
+    [
+        ("semaphore:8", ("search",), [(("process", ""), ["semaphore:8"])]),
+        ("semaphore:8@agent", ("search", "", "anna"), [(("agent", "anna"), ["semaphore:8@agent"])]),
+        ("semaphore:8@tool", ("search",), [(("tool", "search"), ["semaphore:8@tool"])]),
+        ("semaphore:lookup=2", ("search",), []),
+        ("semaphore:8@server", ("search",), []),
+        ("semaphore:8@server", ("search", "files"), [(("server", "files"), ["semaphore:8@server"])]),
+        ("semaphore:web/*=8", ("search", "files"), []),
+        (
+            "rate:9/s+semaphore:files/*=4+adaptive+semaphore:6@tool+semaphore:search=3+semaphore:2@agent",
+            ("search", "files", "anna"),
+            [
+                (("agent", "anna"), ["semaphore:2@agent"]),
+                (("tool", "search"), ["semaphore:6@tool", "semaphore:search=3"]),
+                (("server", "files"), ["semaphore:files/*=4"]),
+                (("process", ""), ["rate:9/s", "adaptive"]),
+            ],
+        ),
+    ],
+)
+def test_call_passes_the_queues_of_its_agent_its_tool_its_server_and_the_process(
+    spec: str, call: tuple[str, ...], passed: list[tuple[LaneKey, list[str]]]
+) -> None:
+    found = lanes_of(parse_rules(spec), *call)
+    assert [(key, [rule.text for rule in rules]) for key, rules in found] == passed

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from profiler.limits.known import parse_quota
+from profiler.over import parse_over
 from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import AtLoad, choose, per_second, python_snippet, render, seconds, toml_fragment
@@ -133,7 +134,7 @@ def test_setting_of_an_agent_is_pasted_as_the_call_of_its_factory():
     }
 
 
-SETTING = dial_of(("calls=1..32",))
+SETTING = dial_of(parse_over("calls=1..32"))
 
 
 def test_of_values_that_are_as_good_the_smallest_is_chosen():

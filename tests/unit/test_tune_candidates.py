@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from profiler.over import parse_over
 from profiler.records import encode
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
@@ -257,23 +258,41 @@ def test_loops_under_a_setting_are_taken_to_be_twice_as_long_with_half_the_value
         loops={"calls=32": 1.0, "calls=6": 2.0},
         loop=0.5,
         work=8.0,
-        dial=dial_of(("calls=1..32",)),
+        dial=dial_of(parse_over("calls=1..32")),
     )
     expected = {32: 1.0, 6: 2.0, 12: 2.0, 3: 4.0, 1: 12.0}
     assert {value: seen.loop_seconds(f"calls={value}", 40) for value in expected} == expected
 
 
 def test_first_values_of_a_setting_cover_its_range_and_begin_with_the_guess():
-    within, listed = dial_of(("calls=1..32",)), dial_of(("calls=1,2,4,8",))
+    within, listed = dial_of(parse_over("calls=1..32")), dial_of(parse_over("calls=1,2,4,8"))
     assert first_values(within, Pilot(99, 50.0, (), dial=within)) == [32, 13, 6, 2, 1]
     assert first_values(listed, Pilot(99, 50.0, (), dial=listed)) == [8, 4, 2, 1]
     assert first_values(within, Pilot(99, 50.0, (10, 9), True, dial=within)) == [10, 9, 5, 14, 7]
     assert first_values(within, Pilot(99, 50.0, (30,), True, dial=within)) == [30, 15, 32, 21, 8]
 
 
+@pytest.mark.parametrize(
+    ("over", "guesses", "first"),
+    [
+        ("semaphore", (20, 19), [20, 19, 10, 28, 14]),
+        ("semaphore=2..64", (20, 19), [20, 19, 10, 28, 14]),
+        ("semaphore=2..24", (20, 19), [20, 19, 10, 24, 14]),
+        ("semaphore=22..40", (20, 19), [22, 31, 40, 34, 30]),
+        ("semaphore=1..6", (20, 19), [6, 3, 4, 2]),
+        ("semaphore=4,9,16,40", (20, 19), [16, 9, 4]),
+        ("semaphore=2..40", (), [40, 36, 32, 28, 25]),
+        ("semaphore@agent=1..8", (), [8, 5, 3, 2, 1]),
+    ],
+)
+def test_first_limits_stay_within_what_was_asked_for(over, guesses, first):
+    dial = dial_of(parse_over(over))
+    assert first_values(dial, Pilot(99, 50.0, guesses, dial=dial)) == first
+
+
 def test_guess_of_a_setting_is_the_value_that_lets_as_many_run_as_were_served():
     """Four agents run two calls each at the value in the middle, and the server refuses above four."""
-    dial = dial_of(("calls=1..16",))
+    dial = dial_of(parse_over("calls=1..16"))
     assert dial.beside == "calls=4"
     trials = tuple(
         SimpleNamespace(strategy=spec, started_ns=0, ended_ns=4 * S, drained_ns=5 * S)

@@ -1,4 +1,4 @@
-"""What a search turns: a semaphore's limit, or a setting of the agent over a range or a list of values."""
+"""What a search turns: a semaphore's limit, or a setting of the agent, over a range or a list of values."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import pytest
 
 from profiler import UsageError
 from profiler.load.options import LoadOptions
+from profiler.over import ANY_LIMIT, Values, parse_over
 from profiler.strategies import Knob
-from profiler.tune.dial import Dial, dial_of, split_over
-from profiler.tune.search import Search
+from profiler.tune.dial import Dial, dial_of
+from profiler.tune.search import Search, rates_to_try
 
 
-def test_parts_of_over_keep_the_values_of_a_setting():
-    assert split_over("semaphore, adaptive") == ("semaphore", "adaptive")
-    assert split_over("calls=1,2,4") == ("calls=1,2,4",)
-    assert split_over("calls=1..32,semaphore") == ("calls=1..32", "semaphore")
+def dial(over: str) -> Dial:
+    return dial_of(parse_over(over))
 
 
-def test_dial_is_a_semaphore_unless_a_setting_is_named():
-    assert dial_of(("semaphore", "rate")) == Dial()
-    assert dial_of(("calls=2..32",)) == Dial(Knob("calls"), range(2, 33))
-    assert dial_of(("calls=8,2,4,2",)) == Dial(Knob("calls"), (2, 4, 8))
+def test_dial_is_a_shared_semaphore_unless_another_or_a_setting_is_named():
+    assert dial("rate,adaptive") == dial("semaphore,rate") == Dial(Knob(), ANY_LIMIT)
+    assert dial("semaphore=2..64,adaptive") == Dial(Knob(), Values(2, 64))
+    assert dial("semaphore@tool=1..9") == Dial(Knob(scope="tool"), Values(1, 9))
+    assert dial("calls=2..32") == Dial(Knob("calls"), Values(2, 32))
+    assert dial("calls=8,2,4,2") == Dial(Knob("calls"), Values(2, 8, (2, 4, 8)))
 
 
 @pytest.mark.parametrize(
@@ -31,27 +32,34 @@ def test_dial_is_a_semaphore_unless_a_setting_is_named():
             "--over calls=1..32: a setting of the agent is searched alone, not with semaphore",
         ),
         ("a=1..3,b=1..3", "--over a=1..3: a setting of the agent is searched alone, not with b=1..3"),
-        ("a=5", "--over a=5: expected whole numbers up to 1000000, two or more of them, such as a=1..32"),
-        ("a=5..5", "--over a=5..5: expected whole numbers"),
-        ("a=9..5", "--over a=9..5: expected whole numbers"),
-        ("a=0..5", "--over a=0..5: expected whole numbers"),
-        ("a=1..9999999", "--over a=1..9999999: expected whole numbers"),
-        ("a=fast,slow", "--over a=fast: a setting of the agent is searched alone, not with slow"),
+        ("semaphore,semaphore@tool=1..4", "--over semaphore,semaphore@tool=1..4: one limit is searched at a"),
     ],
 )
-def test_over_that_cannot_be_searched_is_refused(over, said):
+def test_over_that_cannot_be_searched_at_once_is_refused(over, said):
     with pytest.raises(UsageError, match=said):
-        dial_of(split_over(over))
+        dial(over)
 
 
 def test_search_of_a_setting_needs_an_agent_of_ones_own():
-    with pytest.raises(UsageError, match="settings are those of an agent of your own"):
-        Search(LoadOptions(), 10, over=("calls=1..32",))
-    assert Search(LoadOptions(agent="my:make"), 10, over=("calls=1..32",)).dial.setting == "calls"
+    with pytest.raises(UsageError, match=r"--over calls=1\.\.32: settings are those of an agent of your own"):
+        Search(LoadOptions(), 10, over=parse_over("calls=1..32"))
+    with pytest.raises(
+        UsageError, match=r"--over semaphor=1..4 \(did you mean 'semaphore'\?\): settings are"
+    ):
+        Search(LoadOptions(), 10, over=parse_over("semaphor=1..4"))
+    own = LoadOptions(agent="my:make")
+    assert Search(own, 10, over=parse_over("calls=1..32")).dial.setting == "calls"
+
+
+def test_search_over_limits_of_servers_needs_servers():
+    with pytest.raises(
+        UsageError, match=r"--over semaphore@server=1\.\.4: a limit of MCP servers: name them"
+    ):
+        Search(LoadOptions(), 10, over=parse_over("semaphore@server=1..4"))
 
 
 def test_values_of_a_semaphore_and_of_a_setting():
-    semaphore, setting = Dial(), dial_of(("calls=2,4,8",))
+    semaphore, setting = Dial(), dial("calls=2,4,8")
     assert (semaphore.baseline, semaphore.beside) == ("gathered", "sequential")
     assert (setting.baseline, setting.beside) == ("calls=8", "calls=4")
     assert (semaphore.spec(3), setting.spec(4)) == ("semaphore:3", "calls=4")
@@ -61,5 +69,22 @@ def test_values_of_a_semaphore_and_of_a_setting():
     assert [setting.value(spec) for spec in specs] == [4, None, None, None, None, None]
     assert (semaphore.nearest(0.2), setting.nearest(5.9), setting.nearest(100)) == (1, 4, 8)
     assert (semaphore.below(3), semaphore.below(1), setting.below(8), setting.below(2)) == (2, None, 4, None)
+    assert dial("semaphore=3..8").below(3) is None
     assert setting.distinct([1, 2, 3.5, 9, 4]) == [2, 4, 8]
-    assert dial_of(("calls=1..2",)).beside == "calls=1"
+    assert dial("calls=1..2").beside == "calls=1"
+
+
+@pytest.mark.parametrize(
+    ("over", "seen", "tried"),
+    [
+        ("rate", 20.0, [16, 20, 24]),
+        ("rate", 0.0, []),
+        ("rate=5..50", 20.0, [16, 20, 24]),
+        ("rate=5..50", 45.0, [36, 45, 50]),
+        ("rate=5..50", 900.0, [50, 5, 15.81]),
+        ("rate=5..50", 0.0, [5, 15.81, 50]),
+        ("rate=5,10,30", 11.0, [10, 5, 30]),
+    ],
+)
+def test_rates_that_are_tried_stay_within_what_was_asked_for(over, seen, tried):
+    assert rates_to_try(*parse_over(over), seen) == tried

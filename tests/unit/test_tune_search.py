@@ -17,6 +17,7 @@ from profiler.load.experiment import Experiment
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.plan import schedule
 from profiler.load.spending import spent_by
+from profiler.over import parse_over
 from profiler.records import LoopRecord
 from profiler.rundir import Incident, Run, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
@@ -32,9 +33,9 @@ def test_search_that_cannot_be_is_refused():
     with pytest.raises(UsageError, match="--budget must be at least 60"):
         Search(LoadOptions(), 10, budget=10)
     with pytest.raises(UsageError, match="--over magic"):
-        Search(LoadOptions(), 10, over=("magic",))
+        Search(LoadOptions(), 10, over=parse_over("magic"))
     with pytest.raises(UsageError, match="add --stream"):
-        Search(LoadOptions(), 10, over=("eager",))
+        Search(LoadOptions(), 10, over=parse_over("eager"))
 
 
 LIMITS = LoadOptions(max_loops=100, max_requests=250, max_tokens=9_000, max_cost=0.02, price="1/10")
@@ -95,6 +96,7 @@ def goodput(spec: str, users: int) -> tuple[float, float]:
         return min(CAPACITY, 2.0 * users) * 0.93, 0.02
     if spec == "sequential":
         return 0.25 * users, 0.0
+    limit = limit * users if limit is not None and asked.scope == "agent" else limit
     places = min(8 * users, limit if limit is not None else 8 * users)
     return min(places, 2.0 * users), min(0.9, max(0.0, 3 * (places - CAPACITY) / CAPACITY))
 
@@ -222,7 +224,7 @@ def test_search_where_nothing_is_refused_finds_gathering_as_good(invented):
 @pytest.mark.parametrize(("values", "best"), [("1..32", range(19, 21)), ("2,4,16,24,64", range(16, 17))])
 def test_search_of_a_setting_finds_the_value_and_how_to_set_it(invented, values, best):
     load = LoadOptions(scenario="crowded", agent="my_app:make_agent")
-    answer = tune(Search(load, 20, over=(f"calls={values}",), budget=120.0))
+    answer = tune(Search(load, 20, over=parse_over(f"calls={values}"), budget=120.0))
     value, largest = answer.setting.limit, values.replace(".", ",").split(",")[-1]
     assert value in best
     assert f"calls={largest}" in map(str, invented[0].options.strategies)
@@ -239,7 +241,7 @@ def test_search_of_a_setting_finds_the_value_and_how_to_set_it(invented, values,
 
 def test_search_of_a_setting_that_makes_no_difference_finds_its_smallest_value(invented):
     load = LoadOptions(scenario="crowded", agent="my_app:make_agent")
-    answer = tune(Search(load, 2, over=("calls=4..16",), budget=120.0))  # four places are enough
+    answer = tune(Search(load, 2, over=parse_over("calls=4..16"), budget=120.0))  # four places are enough
     assert answer.setting.spec == "calls=4"
     assert "; between 4 and 16 no difference shown" in answer.sentence
 
@@ -277,8 +279,43 @@ def test_search_lets_arrivals_grow_with_the_load(invented):
 
 @pytest.mark.slow
 def test_search_tries_rates_when_asked_for(invented):
-    tune(search(20, over=("semaphore", "rate"), budget=240.0))
+    tune(search(20, over=parse_over("semaphore,rate"), budget=240.0))
     assert sum(spec.text.startswith("rate:") for spec in invented[2].options.strategies) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("over", "best"),
+    [("semaphore=2..12,adaptive,sequential", 12), ("semaphore=4,9,16,40", 16), ("semaphore=22..40", 22)],
+)
+def test_search_tries_no_limit_but_those_that_are_named(invented, over, best):
+    answer = tune(search(20, over=parse_over(over)))
+    specs = {spec for one in invented for spec in one.options.strategies}
+    values = parse_over(over)[0].values
+    tried = {spec.limit for spec in specs if spec.kind == "limited"}
+    assert len(tried) > 1
+    assert {values.nearest(limit) for limit in tried} == tried
+    kinds = {"gathered", *(["adaptive", "sequential"] if "sequential" in over else ["sequential"])}
+    assert {*map(str, invented[0].options.strategies)} == kinds  # the first look
+    assert answer.setting.spec == f"semaphore:{best}"
+
+
+@pytest.mark.slow
+def test_search_over_the_limit_of_a_tool_or_an_agent_says_what_was_found_of_it(invented):
+    answer = tune(search(20, over=parse_over("semaphore:get_weather=1..40")))
+    assert answer.setting.spec == f"semaphore:get_weather={answer.setting.limit}"
+    assert 0.95 * CAPACITY <= answer.setting.limit <= CAPACITY
+    assert answer.sentence.startswith(f"semaphore:get_weather={answer.setting.limit}: goodput ")
+    assert f'strategy = "semaphore:get_weather={answer.setting.limit}"' in answer.toml
+    answer = tune(search(20, over=parse_over("semaphore@agent")))
+    assert answer.setting.spec == "semaphore:1@agent"  # of 20 agents
+
+
+def test_search_over_the_limit_of_a_tool_that_is_never_called_ends_with_its_first_look(invented):
+    said = r"no call of get_wether was seen \(did you mean 'get_weather'\?\); known: get_weather"
+    with pytest.raises(UsageError, match=said):
+        tune(search(20, over=parse_over("semaphore:get_wether=1..4")))
+    assert len(invented) == 1
 
 
 def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypatch):

@@ -1,0 +1,340 @@
+"""The engine against production, run in virtual time on the same work, and against queueing theory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from profiler import ToolLoop, tool
+from profiler.arrivals import Arrivals
+from profiler.load.context import LoopPosition
+from profiler.load.messages import Begin
+from profiler.load.trial import RunningTrial, TrialAgent
+from profiler.loop.model import CallRequest, Reply
+from profiler.prediction.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.servers import Rule
+from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
+from profiler.records import LoopRecord
+from profiler.strategies import parse_strategy
+from profiler.testing import run_virtual
+
+TOOLS = ("alpha", "beta")
+REFUSAL_NS = 5_000_000
+
+
+def tape(seed: int, loops: int = 400, *, rounds: int = 2, fan_out: int = 4) -> list[LoopWork]:
+    """Loops with durations that never tie."""
+    draw = random.Random(seed)
+
+    def nanoseconds(median: float, sigma: float) -> int:
+        return int(median * math.exp(draw.gauss(0, sigma)) * 1e9) + 1
+
+    def calls() -> tuple[CallWork, ...]:
+        return tuple(
+            CallWork(draw.randrange(len(TOOLS)), nanoseconds(0.4, 0.8))
+            for _ in range(draw.randint(1, fan_out))
+        )
+
+    return [
+        LoopWork((*(RoundWork(nanoseconds(0.3, 0.3), calls()) for _ in range(rounds)), RoundWork(10**8)))
+        for _ in range(loops)
+    ]
+
+
+def in_order(work: Sequence[LoopWork]) -> Callable[[int, int], LoopWork]:
+    """The loops one after another, whoever begins them."""
+    loops = iter(work)
+    return lambda now_ns, agent: next(loops)
+
+
+def system(rule: Rule, retry_after_ns: int | None = None) -> System:
+    servers = tuple(Server(name, rule, REFUSAL_NS, retry_after_ns) for name in TOOLS)
+    return System(TOOLS, servers, (0, 1), Server("the model", Rule("none")))
+
+
+class Refused(Exception):
+    status = 429
+
+    def __init__(self, retry_after: float | None) -> None:
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+
+
+class RealServer:
+    """A server of one tool, in plain asyncio: shares nothing with the engine."""
+
+    def __init__(self, rule: Rule, retry_after_ns: int | None) -> None:
+        self.rule = rule
+        self.inside = 0
+        self.room = asyncio.Semaphore(rule.capacity or 1)
+        self.retry_after = None if retry_after_ns is None else retry_after_ns / 1e9
+
+    async def serve(self, seconds: float) -> None:
+        if self.rule.kind == "refuse" and self.inside >= (self.rule.capacity or 1):
+            await asyncio.sleep(REFUSAL_NS / 1e9)
+            raise Refused(self.retry_after)
+        self.inside += 1
+        try:
+            if self.rule.kind == "queue":
+                async with self.room:
+                    await asyncio.sleep(seconds)
+            else:
+                await asyncio.sleep(seconds)
+        finally:
+            self.inside -= 1
+
+
+class TapeModel:
+    """A model that asks for the calls of one loop's work."""
+
+    provider = model = "m"
+
+    def __init__(self, work: LoopWork) -> None:
+        self.rounds = iter(work.rounds)
+
+    def conversation(self, prompt: Any) -> list[Any]:
+        return [prompt]
+
+    def render_tools(self, tools: Any) -> list[Any]:
+        return list(tools)
+
+    def results(self, results: Any) -> list[Any]:
+        return [one.content for one in results]
+
+    async def request(self, messages: Any, tools: Any, options: Any, probe: Any) -> Reply:
+        work = next(self.rounds)
+        await asyncio.sleep(work.service_ns / 1e9)
+        calls = tuple(
+            CallRequest(f"c{place}", TOOLS[one.tool], json.dumps({"nanoseconds": one.service_ns}))
+            for place, one in enumerate(work.calls)
+        )
+        return Reply("" if calls else "done", calls, [{}], "tool_calls" if calls else "stop", "r", 1, 1)
+
+
+class Runner:
+    """Runs the loops of a tape with the production loop, under one strategy."""
+
+    def __init__(
+        self,
+        spec: str,
+        rule: Rule,
+        retry_after_ns: int | None,
+        work: Sequence[LoopWork],
+        clock: Any,
+        seed: int,
+    ) -> None:
+        self.work, self.clock = work, clock
+        self.begun: list[int] = []
+        self.records: list[LoopRecord] = []
+        self.strategy = parse_strategy(spec).build(clock=clock)
+        gate = self.strategy.gate
+        if gate is not None:
+            gate._random = random.Random(seed)
+        self.tools = [self._tool(name, RealServer(rule, retry_after_ns)) for name in TOOLS]
+
+    def _tool(self, name: str, server: RealServer) -> Any:
+        async def call(nanoseconds: int) -> str:
+            """A tool."""
+            await server.serve(nanoseconds / 1e9)
+            return "r"
+
+        call.__name__ = name
+        return tool(call)
+
+    async def run(self, position: LoopPosition) -> bool:
+        work = self.work[len(self.begun)]  # in the order in which loops begin, as the engine takes them
+        self.begun.append(position.number)
+        loop = ToolLoop(
+            TapeModel(work), self.tools, self.strategy, clock=self.clock, sinks=[self.records.append]
+        )
+        result = await loop.run(
+            "go", agent=position.agent, number=position.number, intended_ns=position.intended_ns
+        )
+        return result.record.good
+
+    async def close(self) -> None:
+        pass
+
+
+def really(
+    spec: str,
+    rule: Rule,
+    work: Sequence[LoopWork],
+    *,
+    users: int,
+    seconds: float,
+    retry_after_ns: int | None = None,
+    arrivals: Arrivals | None = None,
+    max_in_flight: int | None = None,
+    seed: int = 1,
+    spread: float = 1.0,
+) -> list[tuple[int, int, bool]]:
+    """(due, ended, good) of every loop, in the order of their ends."""
+
+    async def main(clock: Callable[[], int]) -> list[LoopRecord]:
+        plan = Begin(
+            1, 0, 0, spec, 0, 1, 1, arrivals=arrivals, max_in_flight=max_in_flight, spread_seconds=spread
+        )
+        trial = RunningTrial(plan, clock=clock)
+        runner = Runner(spec, rule, retry_after_ns, work, clock, seed)
+        agents = [TrialAgent(f"a{n}", n, lambda: False) for n in range(users)]
+        tasks = [asyncio.ensure_future(trial.run_agent(runner, agent)) for agent in agents]
+        await asyncio.sleep(seconds + (spread if arrivals is None else 0.0))
+        trial.close()
+        await asyncio.gather(*tasks)
+        return runner.records
+
+    records = run_virtual(main)
+    return sorted(((one.due_ns, one.ended_ns, one.good) for one in records), key=lambda one: one[1])
+
+
+def simulated(
+    spec: str,
+    rule: Rule,
+    work: Sequence[LoopWork],
+    *,
+    users: int,
+    seconds: float,
+    retry_after_ns: int | None = None,
+    arrivals: Arrivals | None = None,
+    max_in_flight: int | None = None,
+    seed: str = "1",
+    spread: float = 1.0,
+) -> Simulated:
+    load = SimulatedLoad(users, arrivals, max_in_flight, spread_seconds=spread)
+    return simulate(
+        system(rule, retry_after_ns),
+        parse_strategy(spec),
+        load,
+        in_order(work),
+        Trials(seconds, drain_seconds=300.0),
+        seed=seed,
+    )
+
+
+def loops_of(run: Simulated) -> list[tuple[int, int, bool]]:
+    one = run.trials[0]
+    return sorted(zip(one.due, one.ended, one.good, strict=True), key=lambda loop: loop[1])
+
+
+NONE, REFUSES, QUEUES = Rule("none"), Rule("refuse", 6), Rule("queue", 6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rule"),
+    [
+        ("sequential", NONE),
+        ("gathered", NONE),
+        ("semaphore:5", NONE),
+        ("semaphore:2@agent", NONE),
+        ("semaphore:4@tool", NONE),
+        ("semaphore:alpha=3", NONE),
+        ("semaphore:2@agent+semaphore:9+semaphore:5@tool", NONE),
+        ("rate:8/s", NONE),
+        ("rate:8/s,burst=1+semaphore:3", NONE),
+        ("adaptive", NONE),
+        ("gathered", REFUSES),
+        ("sequential", REFUSES),
+        ("semaphore:8", REFUSES),
+        ("adaptive", REFUSES),
+        ("adaptive:2+rate:20/s", REFUSES),
+        ("gathered", QUEUES),
+        ("adaptive", QUEUES),
+    ],
+)
+def test_loops_end_when_those_of_the_production_loop_do(spec: str, rule: Rule) -> None:
+    work = tape(3)
+    real = really(spec, rule, work, users=8, seconds=20.0)
+    found = loops_of(simulated(spec, rule, work, users=8, seconds=20.0))
+    assert len(real) > 15
+    assert [good for _, _, good in found] == [good for _, _, good in real]
+    # The virtual event loop counts in floats of seconds, the engine in whole nanoseconds.
+    assert [end / 1e9 for _, end, _ in found] == pytest.approx([end / 1e9 for _, end, _ in real], abs=2e-6)
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_open_load_arrives_waits_and_ends_as_the_real_one(most: int | None) -> None:
+    work, arrivals = tape(5), Arrivals(3.0, 4)
+    real = really("semaphore:6", NONE, work, users=4, seconds=20.0, arrivals=arrivals, max_in_flight=most)
+    # A trial's arrivals are drawn from seed/block/worker.
+    run = simulated(
+        "semaphore:6", NONE, work, users=4, seconds=20.0, arrivals=arrivals, max_in_flight=most, seed="1"
+    )
+    found = loops_of(run)
+    assert len(real) > 40
+    for place in (0, 1):
+        mine, theirs = ([one[place] / 1e9 for one in loops] for loops in (found, real))
+        assert mine == pytest.approx(theirs, abs=2e-6)
+
+
+def test_wait_after_a_refusal_is_the_gate_s() -> None:
+    """Retry-After holds the calls of a tool back, each for a random while more: the same order of draws."""
+    work = tape(7)
+    asked = {"users": 6, "seconds": 15.0, "retry_after_ns": 2 * 10**9}
+    real = really("semaphore:8", REFUSES, work, **asked)  # type: ignore[arg-type]
+    found = loops_of(simulated("semaphore:8", REFUSES, work, **asked))  # type: ignore[arg-type]
+    assert any(not good for _, _, good in real)
+    mean = [sum(end - due for due, end, _ in loops) / len(loops) / 1e9 for loops in (found, real)]
+    # The waits are drawn from another source: equal on average, not one by one.
+    assert mean[0] == pytest.approx(mean[1], rel=0.15)
+
+
+@pytest.mark.parametrize(("kind", "capacity"), [("queue", 1), ("share", 1), ("queue", 3), ("refuse", 4)])
+def test_open_load_agrees_with_queueing_theory(kind: Any, capacity: int) -> None:
+    """M/M/c and M/G/1-PS mean times in the system; Erlang's B for the share that is refused."""
+    rate, service = 0.6 * capacity, 1.0
+    draw = random.Random(11)
+
+    def loops(now_ns: int, agent: int) -> LoopWork:
+        return LoopWork((RoundWork(0, (CallWork(0, int(draw.expovariate(1 / service) * 1e9)),)),))
+
+    load = SimulatedLoad(1, Arrivals(rate, 1))
+    run = simulate(system(Rule(kind, capacity)), parse_strategy("gathered"), load, loops, Trials(30_000.0))
+    one = run.trials[0]
+    offered = rate * service
+    terms = [offered**k / math.factorial(k) for k in range(capacity + 1)]
+    if kind == "refuse":
+        assert run.refused / run.attempts == pytest.approx(terms[-1] / sum(terms) / 2, rel=0.05)
+        return
+    waiting = terms[-1] / (1 - offered / capacity)  # Erlang's C
+    waiting /= sum(terms[:-1]) + waiting
+    expected = service + waiting * service / (capacity - offered)
+    mean = sum(end - due for due, end in zip(one.due, one.ended, strict=True)) / len(one.due) / 1e9
+    assert mean == pytest.approx(expected, rel=0.06)
+
+
+def test_sharing_server_gives_each_call_its_part() -> None:
+    """Two calls at a server of one: the first has it alone for a second, then they share it."""
+    calls = (CallWork(0, 2 * 10**9), CallWork(0, 10**9, after_ns=10**9))
+    work = [LoopWork((RoundWork(0, calls), RoundWork(0)))]
+    run = simulate(
+        system(Rule("share", 1)),
+        parse_strategy("gathered"),
+        SimulatedLoad(1),
+        in_order([*work, *itertools.repeat(LoopWork((RoundWork(10**12),)), 9)]),
+        Trials(10.0, drain_seconds=0.0),
+    )
+    # 1 s of the first is done at 1 s; then both need one more second at half the speed: 3 s.
+    assert run.trials[0].ended[0] == pytest.approx(3 * 10**9, abs=10)
+
+
+def test_loops_that_do_not_end_are_cut_off_after_the_drain() -> None:
+    work = in_order([LoopWork((RoundWork(100 * 10**9),))] * 9)
+    run = simulate(
+        system(NONE), parse_strategy("gathered"), SimulatedLoad(3), work, Trials(5.0, 2, drain_seconds=2.0)
+    )
+    assert [(one.interrupted, one.ok, one.ended) for one in run.trials] == [
+        (3, [False] * 3, [7 * 10**9] * 3),
+        (3, [False] * 3, [14 * 10**9] * 3),
+    ]
+
+
+def test_same_seed_gives_the_same_events() -> None:
+    runs = [simulated("adaptive", REFUSES, tape(9), users=12, seconds=20.0) for _ in range(2)]
+    assert runs[0] == runs[1]
