@@ -1,0 +1,159 @@
+"""The calls of one server as its clients saw them, and their times free of waiting under a rule.
+
+What a client sees of a call is when it began and when it ended. How much of that was service follows from
+the other calls in flight, once the server's rule is known:
+
+- a `queue` of C servers, first come, first served: a call's service begins when it arrives, or when the
+  C-th last of the earlier arrivals to end has ended, whichever is later;
+- a `share` of C servers: with n calls in flight each is served at the speed min(1, C/n), so that a call's
+  service is the integral of that speed over its time (egalitarian processor sharing).
+
+Refused calls are in nobody's way: they are not counted as in flight.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+Kind = Literal["none", "queue", "share", "refuse", "rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls of one server in any order; times are ns of one monotonic clock.
+
+    One row for each attempt that reached the server. `refused`: it was answered with 429, 503 or 529 because
+    of load. `group` numbers the trial that a row is of: drift is told from load by it. `retry_after`: the ns
+    that a refusal asked to wait, -1 without; None if no row has any.
+    """
+
+    started: Ints
+    ended: Ints
+    refused: Bools
+    group: Ints
+    retry_after: Ints | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a server does with calls. `none`: it serves any number of them at once, at the same speed.
+
+    `capacity` is C: the servers of a `queue` or `share`, or the number of calls at once above which it
+    refuses. `queue`: how many more than C it holds before it refuses, None for any number. `rate` is in calls
+    per second, `burst` the size of its bucket; both may hold beside a capacity, and `kind` is then the
+    capacity's.
+    """
+
+    kind: Kind
+    capacity: int | None = None
+    queue: int | None = None
+    rate: float | None = None
+    burst: float | None = None
+
+
+def in_flight(calls: Calls) -> Ints:
+    """Of each row: how many other calls, refused ones left out, were under way when it started.
+
+    Of calls that start at the same instant, the accepted ones came before the refused ones, as far as anyone
+    knows, and those in earlier rows before others.
+    """
+    order = np.lexsort((calls.refused, calls.started))
+    taken = ~calls.refused[order]
+    started = calls.started[order]
+    before = np.cumsum(taken) - taken
+    # A call that ends at the instant at which it starts is never under way for others.
+    left = np.searchsorted(np.sort(calls.ended[~calls.refused]), started, side="right")
+    found = np.empty(started.size, dtype=np.int64)
+    found[order] = np.maximum(0, before - left)
+    return found
+
+
+def service_times(calls: Calls, rule: Rule) -> Ints:
+    """Of each row its ns of service, free of waiting under `rule`; -1 for refused rows.
+
+    Under a rule that does not hold some are too small: 0 stands for all that would be negative.
+    """
+    services = np.full(calls.started.size, -1, dtype=np.int64)
+    taken = ~calls.refused
+    timeline = Timeline.of(calls.started[taken], calls.ended[taken])
+    found = timeline.services(rule.kind, rule.capacity)
+    services[np.flatnonzero(taken)[timeline.order]] = np.maximum(0, np.rint(found)).astype(np.int64)
+    return services
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Accepted calls in the order in which they started, and the number in flight over time.
+
+    `order` sorts the rows that it was made of. `times` are the starts and ends of all calls, merged;
+    `number[k]` of them are in flight from `times[k]` on. `start_at` and `end_at` say where in `times` each
+    call's own are.
+    """
+
+    order: Ints
+    started: Ints
+    ended: Ints
+    others: Ints
+    times: Ints
+    number: Ints
+    start_at: Ints
+    end_at: Ints
+
+    @classmethod
+    def of(cls, started: Ints, ended: Ints) -> Timeline:
+        order = np.argsort(started, kind="stable")
+        started, ended = started[order], np.maximum(ended[order], started[order])
+        size = started.size
+        times = np.concatenate((started, ended))
+        # At one instant, calls end before others start: who follows at once has the place that is free. A
+        # call without duration ends after it started all the same.
+        rank = np.concatenate((np.ones(size), np.where(ended > started, 0, 2)))
+        merged = np.lexsort((rank, times))
+        place = np.empty(2 * size, dtype=np.int64)
+        place[merged] = np.arange(2 * size)
+        number = np.cumsum(np.where(merged < size, 1, -1))
+        others = number[place[:size]] - 1
+        return cls(order, started, ended, others, times[merged], number, place[:size], place[size:])
+
+    @property
+    def durations(self) -> Ints:
+        return self.ended - self.started
+
+    def services(self, kind: Kind, capacity: int | None) -> Floats:
+        """Each call's service in ns, negative where the rule cannot be."""
+        if kind == "queue" and capacity is not None:
+            return (self.ended - self.served_from(capacity)).astype(np.float64)
+        if kind == "share" and capacity is not None:
+            return self._shared(capacity)
+        return self.durations.astype(np.float64)
+
+    def served_from(self, capacity: int) -> Ints:
+        """When the service of each call began, in a queue with `capacity` servers."""
+        if capacity > int(self.others.max(initial=0)):
+            return self.started
+        # The heap holds the `capacity` latest ends of the calls so far, the earliest of them in front.
+        latest = [-(2**62)] * capacity
+        free: list[int] = []
+        remember, replace = free.append, heapq.heappushpop
+        for end in self.ended.tolist():
+            remember(latest[0])
+            replace(latest, end)
+        return np.maximum(self.started, np.array(free, dtype=np.int64))
+
+    def _shared(self, capacity: int) -> Floats:
+        speed = np.minimum(1.0, capacity / np.maximum(1, self.number[:-1]))
+        done = np.concatenate(([0.0], np.cumsum(np.diff(self.times) * speed)))
+        return done[self.end_at] - done[self.start_at]
+
+    def speed_at_end(self, capacity: int) -> Floats:
+        """The speed at which each call was served just before it ended, sharing `capacity` servers."""
+        return np.minimum(1.0, capacity / np.maximum(1, self.number[np.maximum(0, self.end_at - 1)]))

@@ -1,0 +1,198 @@
+"""What a server refuses for: too many calls at once, too many a second, or neither.
+
+Each rule gives every call a number that decides alone whether it is refused: the calls in flight when it
+arrives, or what is used of a token bucket. So a rule is a threshold, and it explains the refusals when nearly
+all refused calls are above it and nearly all accepted ones below. What a client counts is not what the
+server counts: a call that the client still waits for may have left the server, and calls that start
+together may arrive in another order. So of each number the lowest and the highest that may have been are
+taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiler.prediction.calls import Bools, Calls, Floats, Ints
+
+UNEVEN_NS = 3_000_000
+"""How much earlier or later than the client a server may see a call come or go: network and busy client."""
+EXPLAINED = 0.05
+"""A rule may be wrong about this share of the refused and of the accepted calls."""
+FEWEST = 10
+"""Refused calls from which a rule is looked for."""
+_QUANTILES = np.concatenate((np.linspace(0, 0.01, 6), np.linspace(0.02, 0.5, 25)))
+_COUNTED = 10
+"""Accepted calls that a rate is counted from, at least."""
+_MOST = 40_000
+"""Neighbouring rows that a rate is searched for in: those with the most refusals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Calls that find `at` or more in flight are refused; `lowest` to `highest` explain as much.
+
+    `unexplained`: share of refused calls below it. `contradicting`: share of accepted calls above it.
+    `explains` marks the rows, in the order of the calls, that are refused because of it.
+    """
+
+    at: int
+    lowest: int
+    highest: int
+    unexplained: float
+    contradicting: float
+    explains: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `per_second` calls, `burst` at once; shares as of a `Threshold`."""
+
+    per_second: float
+    burst: float
+    unexplained: float
+    contradicting: float
+
+
+def bounds_in_flight(calls: Calls) -> tuple[Ints, Ints]:
+    """The fewest and the most other calls that the server may have had when each row arrived."""
+    taken = ~calls.refused
+    started, ended = np.sort(calls.started[taken]), np.sort(calls.ended[taken])
+    arrived = calls.started
+
+    def under_way(begun_by: Ints, ended_by: Ints) -> Ints:
+        begun = np.searchsorted(started, begun_by, side="right")
+        return (begun - np.searchsorted(ended, ended_by, side="right")).astype(np.int64)
+
+    # The row itself is among those that began by now; not among those that began well before.
+    fewest = under_way(arrived - UNEVEN_NS, arrived + UNEVEN_NS)
+    most = under_way(arrived + UNEVEN_NS, arrived - 1) - taken
+    return np.maximum(0, fewest), np.maximum(0, most)
+
+
+def threshold(calls: Calls, others: Ints) -> Threshold | None:
+    """The number of calls in flight above which calls are refused; None if no number explains them.
+
+    `others`: those in flight at each row's start, as the client counts.
+    """
+    refused, taken = calls.refused, ~calls.refused
+    if refused.sum() < FEWEST or not taken.any():
+        return None
+    fewest, most = bounds_in_flight(calls)
+    candidates = np.arange(1, int(most[refused].max()) + 1)
+    if not candidates.size:
+        return None
+    unexplained = _share_below(most[refused], candidates)
+    contradicting = 1 - _share_below(fewest[taken], candidates)
+    # Among those that contradict nothing clearly, the one that the plain counts are best told apart by.
+    plain = _share_below(others[refused], candidates) + 1 - _share_below(others[taken], candidates)
+    # Accepted calls that came near the threshold are few, and count as much as the many far from it.
+    clear = np.maximum(unexplained, contradicting)
+    best = clear.min()
+    good = np.flatnonzero(clear <= best + 0.005)
+    chosen = int(good[np.argmin(plain[good])])
+    at = int(candidates[chosen])
+    return Threshold(
+        at,
+        int(candidates[good[0]]),
+        int(candidates[good[-1]]),
+        float(unexplained[chosen]),
+        float(contradicting[chosen]),
+        refused & (most >= at),
+    )
+
+
+def rate(calls: Calls, considered: Bools) -> Rate | None:
+    """The token bucket that tells refused from accepted calls best, of the rows that are `considered`.
+
+    For a given rate, what is used of a bucket after each accepted call is U = max(0, U - rate * gap) + 1,
+    whatever its size; a call is refused when U + 1 is more than the size.
+    """
+    order = np.flatnonzero(considered)
+    order = order[np.argsort(calls.started[order], kind="stable")]
+    order = _busiest(order, calls.refused[order])
+    refused = calls.refused[order]
+    if refused.sum() < FEWEST or refused.all():
+        return None
+    at = (calls.started[order] - calls.started[order[0]]) / 1e9
+    tried = _rates(at, refused)
+    best: tuple[float, float, float, float, float] | None = None
+    # A rate that is a little wrong explains nothing, since errors add up over many calls: hence the narrow steps.
+    for width in (0.015, 0.002, 0.0):
+        for each in tried:
+            found = (*_split(at, refused, float(each)), float(each))
+            if best is None or found[0] < best[0]:
+                best = found
+        if best is None:
+            return None
+        tried = best[-1] * (1 + np.linspace(-width, width, 31))
+    _, level, unexplained, contradicting, per_second = best
+    return Rate(per_second, level, unexplained, contradicting)
+
+
+def _rates(at: Floats, refused: Bools) -> Floats:
+    """Rates that may be the server's: one or two for each number of refusals that they are counted over.
+
+    At each refusal less than one call is left in the bucket. So between two of them as many were accepted as
+    were filled in, give or take one; or fewer, when the bucket was full for a while. Of all pairs of
+    refusals so many apart, those with the most accepted a second tell.
+    """
+    accepted = np.cumsum(~refused)[refused]
+    times = at[refused]
+    rates: list[float] = []
+    lag = 4
+    while lag < times.size:
+        between = times[lag:] - times[:-lag]
+        count = accepted[lag:] - accepted[:-lag]
+        enough = (between > 0) & (count >= _COUNTED)
+        if enough.any():
+            rates += np.quantile(count[enough] / between[enough], (0.5, 0.9, 1.0)).tolist()
+        lag = max(lag + 1, lag * 7 // 5)
+    return np.unique(np.array(rates))
+
+
+def _used(at: Floats, taken: Bools, per_second: float) -> Floats:
+    """What is used of a bucket when each call arrives, before it takes any."""
+    drift = np.cumsum(taken) - taken - per_second * at
+    return drift - np.minimum.accumulate(drift)
+
+
+def _split(at: Floats, refused: Bools, per_second: float) -> tuple[float, float, float, float]:
+    """How badly a bucket of the best size tells the two apart; that size; and the shares of errors that
+    `UNEVEN_NS` cannot have made."""
+    used = _used(at, ~refused, per_second)
+    rejected, accepted = np.sort(used[refused]), np.sort(used[~refused])
+    marks = np.concatenate((np.quantile(rejected, _QUANTILES), np.quantile(accepted, 1 - _QUANTILES)))
+    marks = np.sort(marks)
+    marks = (marks[1:] + marks[:-1]) / 2
+
+    def errors(rejected: Floats, accepted: Floats, marks: Floats) -> tuple[Floats, Floats]:
+        unexplained = np.searchsorted(rejected, marks, side="right") / rejected.size
+        return unexplained, 1 - np.searchsorted(accepted, marks, side="right") / accepted.size
+
+    plain = np.maximum(*errors(rejected, accepted, marks))
+    chosen = int(np.argmin(plain))
+    # What was used when those had come that started a little later, and before those that started a little
+    # earlier.
+    uneven = UNEVEN_NS / 1e9
+    later = np.searchsorted(at, at + uneven, side="right") - 1
+    earlier = np.searchsorted(at, at - uneven, side="left")
+    slack = min(0.5, per_second * uneven)
+    most = np.maximum(used, used[later] + ~refused[later]) + slack
+    fewest = np.minimum(used, used[earlier]) - slack
+    unexplained, over = errors(np.sort(most[refused]), np.sort(fewest[~refused]), marks[chosen : chosen + 1])
+    # A call is refused when less than one is left: above size - 1.
+    return float(plain[chosen]), float(marks[chosen]) + 1, float(unexplained[0]), float(over[0])
+
+
+def _busiest(order: Ints, refused: Bools) -> Ints:
+    if order.size <= _MOST:
+        return order
+    sums = np.concatenate(([0], np.cumsum(refused)))
+    first = int(np.argmax(sums[_MOST:] - sums[:-_MOST]))
+    return order[first : first + _MOST]
+
+
+def _share_below(values: Ints, limits: Ints) -> Floats:
+    return np.searchsorted(np.sort(values), limits, side="left") / values.size
