@@ -91,7 +91,6 @@ class _Rows:
             ended=np.array(self.ended, np.int64),
             refused=np.array(self.refused, bool),
             group=np.array(self.group, np.int64),
-            loop=np.array(self.loop, np.int64),
             retry_after=np.array(self.retry_after, np.int64),
         )
 
@@ -163,12 +162,13 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             for position, call in enumerate(round_.tool_calls):
                 row = rows_of_calls.get((number, place, position))
                 took = -1 if row is None else int(services[server_of(call)][row])
-                if took < 0:  # it was refused, so what it would have taken is not known
+                filled = took < 0
+                if filled:  # it was refused, so what it would have taken is not known
                     pool = pools.get(server_of(call))
                     took = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
-                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released))
+                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled))
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))

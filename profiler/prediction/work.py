@@ -18,13 +18,15 @@ class CallWork:
 
     `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and
     client add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the
-    start of the tool phase until it was handed to the strategy.
+    start of the tool phase until it was handed to the strategy. `filled`: its service is not known, since it
+    was refused; that of another call stands for it.
     """
 
     tool: int
     service_ns: int
     failed: bool = False
     after_ns: int = 0
+    filled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
