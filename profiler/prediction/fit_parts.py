@@ -340,7 +340,8 @@ def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
         spread = float(np.var(seconds[known]))
         explained = 1 - float(np.var(seconds[known] - design @ values)) / spread if spread else 0.0
         if explained > 0.1:
-            dependence = (*(_round(float(one)) for one in values), _round(explained))
+            constant, each_out, each_in = (_round(float(one)) for one in values)
+            dependence = (constant, each_out, each_in, _round(explained))
     return ModelFit(
         server=_server_rule(fitted.model, "model"),
         seconds=table(seconds, weight),
@@ -415,7 +416,8 @@ def scores(values: Floats) -> Floats:
         return np.zeros(values.size)
     found = ndtri((rankdata(values) - 0.5) / values.size)
     spread = float(np.std(found))
-    return found / spread if spread > 0 else found
+    scaled: Floats = found / spread if spread > 0 else found
+    return scaled
 
 
 def _common(calls: _Calls, replies: _Replies) -> Common:
