@@ -85,7 +85,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ToolFit:
-    """A tool. `seconds` are free of waiting; `share` of all calls asked for it, `by_round` in each of the
+    """A tool. `seconds` are free of waiting, and of the client's own time where that is known; `share` of all calls asked for it, `by_round` in each of the
     first rounds where that differs. `failed` is the share that failed for reasons of its own, by kind.
     `server` is the place of its server in `Fit.servers`.
     """

@@ -112,7 +112,7 @@ class _Calls(NamedTuple):
                 rows += [
                     (
                         call.tool,
-                        call.service_ns,
+                        call.service_ns - call.client_ns,
                         not call.filled,
                         place,
                         number,
@@ -152,7 +152,14 @@ class _Replies(NamedTuple):
     @classmethod
     def of(cls, fitted: Fitted) -> _Replies:
         rows = [
-            (one.service_ns, one.first_token_ns, one.output_tokens, one.input_tokens, place, loop.weight)
+            (
+                one.service_ns - one.client_ns,
+                one.first_token_ns,
+                one.output_tokens,
+                one.input_tokens,
+                place,
+                loop.weight,
+            )
             for place, loop in enumerate(fitted.loops)
             for one in loop.rounds
         ]

@@ -18,9 +18,9 @@ from scipy.special import ndtr
 
 from profiler.prediction.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table, ToolFit
 
-OWN_CALL_SECONDS, OWN_REPLY_SECONDS = 0.001, 0.0025
-"""What the client and a connection on this machine add to a call of the emulator's tools and to a reply. They
-are in what was recorded as well, where they came on top of what the servers took."""
+OWN_CALL_SECONDS, OWN_REPLY_SECONDS = 0.0007, 0.001
+"""What a call of the emulator's tools, and a reply, takes beside what is stated and what the client is known to
+have taken. In what was recorded as much came on top of what the servers took."""
 
 MOST_TOOLS = 100
 """Tools that a scenario has, those called most."""
@@ -327,7 +327,11 @@ def _quota_lines(fit: Fit) -> list[str]:
         ways = [by_resource.get(f"{way}-tokens") for way in ("input", "output")]
         if any(ways):
             for way, one in zip(("input", "output"), ways, strict=True):
-                add(f"{way}_tokens_per_minute", 1e9 if one is None else one.amount, one and one.burst)
+                add(
+                    f"{way}_tokens_per_minute",
+                    1e9 if one is None else one.amount,
+                    None if one is None else one.burst,
+                )
     if (at_once := by_resource.get("concurrent")) is not None:
         lines.append(f"concurrent_requests = {max(1, round(at_once.amount))}")
     elif server.rule == "refuse" and server.capacity is not None and not by_resource:
