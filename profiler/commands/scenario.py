@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
         dest="recording",
         type=Path,
         metavar="RUN",
-        help="a run directory, measured, imported, collected or proxied: model and tools are to behave as in it",
+        help="a run directory (measured, imported, collected, proxied): model and tools behave as in it",
     )
     source.add_argument(
         "--agent",

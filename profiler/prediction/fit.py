@@ -4,8 +4,8 @@ It holds names of tools and figures; no prompts, arguments, results, keys, paths
 object with exactly these field names, its `schema` number last. Reading refuses a later schema in words, and
 passes over keys that it does not know. Durations are seconds.
 
-The emulator's scenario is written from it (`profiler.prediction.scenario`); how it is made from a recording is
-in `profiler.prediction.fit_parts`.
+The emulator's scenario is written from it (`profiler.prediction.scenario`); how it is made from a recording
+is in `profiler.prediction.fit_parts`.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ToolFit:
-    """A tool. `seconds` are free of waiting, and of the client's own time where that is known; `share` of all calls asked for it, `by_round` in each of the
-    first rounds where that differs. `failed` is the share that failed for reasons of its own, by kind.
-    `server` is the place of its server in `Fit.servers`.
+    """A tool. `seconds` are free of waiting, and of the client's own time where that is known.
+
+    `share` of all calls asked for it, `by_round` in each of the first rounds where that differs. `failed` is
+    the share that failed for reasons of its own, by kind. `server` is the place of its server in `servers`.
     """
 
     name: str
@@ -165,8 +166,8 @@ class Common:
     """What durations and sizes have in common, as correlations of normal scores (ranks as normal numbers).
 
     `round`: of two calls of a round; `loop`: of two calls of different rounds of a loop; `size`: of fan-out
-    and the calls' durations; `model_loop`: of two replies of a loop; `model_calls`: of a loop's replies and its
-    calls. The last three: of a reply's duration with its first token and its tokens.
+    and the calls' durations; `model_loop`: of two replies of a loop; `model_calls`: of a loop's replies and
+    its calls. The last three: of a reply's duration with its first token and its tokens.
     """
 
     round: float = 0.0
@@ -181,9 +182,11 @@ class Common:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The shape of loops. `rounds` are those with calls; `fan_out_by_round` is there for the first rounds where
-    they differ. `same_tool`: how much more often than by their shares alone a call asks for the tool of the call
-    before it. `failed`: the share of loops that came to no answer for reasons of their own.
+    """The shape of loops. `rounds` are those with calls.
+
+    `fan_out_by_round` is there for the first rounds where they differ. `same_tool`: how much more often than by
+    their shares alone a call asks for the tool of the call before it. `failed`: the share of loops that came to
+    no answer for reasons of their own.
     """
 
     rounds: Counts
@@ -238,8 +241,8 @@ def decode(text: bytes | str, source: str = "the fit") -> Fit:
         raise RecordError(f"{source}: not a fit of a recording: it has no schema number")
     if raw["schema"] > SCHEMA:
         raise RecordError(
-            f"{source}: written by a newer version (schema {raw['schema']}, this one reads {SCHEMA}): update this"
-            " tool"
+            f"{source}: written by a newer version (schema {raw['schema']}, this one reads {SCHEMA}): update"
+            " this tool"
         )
     try:
         found: Fit = _reader().validate_python(raw)

@@ -289,7 +289,7 @@ def _round(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, af
 
 
 def _client_ns(request: ModelCall | ToolCall) -> int:
-    """The client's own part. It notices an end at any time of a busy period: half of the period is the mean."""
+    """The client's own part: an end comes at any time of a busy period, so that half of that is the mean."""
     return request.sending_ns + request.late_ns // 2
 
 

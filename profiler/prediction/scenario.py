@@ -19,13 +19,14 @@ from scipy.special import ndtr
 from profiler.prediction.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table, ToolFit
 
 OWN_CALL_SECONDS, OWN_REPLY_SECONDS = 0.0007, 0.001
-"""What a call of the emulator's tools, and a reply, takes beside what is stated and what the client is known to
-have taken. In what was recorded as much came on top of what the servers took."""
+"""What a call of the emulator's tools, and a reply, takes beside what is stated and what the client is known
+to have taken. In what was recorded as much came on top of what the servers took."""
 
 MOST_TOOLS = 100
 """Tools that a scenario has, those called most."""
 
 UNBOUNDED_QUEUE = 100_000
+_PARAMETERS = '{ type = "object", required = ["query"], properties = { query = { type = "string" } } }'
 _LEAST_REFUSAL = 0.002
 _LEAST_FAILED = 0.0005
 _LEAST_LOOP = 0.03
@@ -43,8 +44,8 @@ def too_small(fit: Fit) -> str | None:
     if loops >= FEWEST_LOOPS and calls >= FEWEST_CALLS:
         return None
     return (
-        f"too small: {loops} whole loops with {calls} calls whose durations are known; {FEWEST_LOOPS} loops and"
-        f" {FEWEST_CALLS} calls are the least, some hundreds are better"
+        f"too small: {loops} whole loops with {calls} calls whose durations are known; {FEWEST_LOOPS} loops"
+        f" and {FEWEST_CALLS} calls are the least, some hundreds are better"
     )
 
 
@@ -253,7 +254,7 @@ def _tool(fit: Fit, tool: ToolFit, name: str, shared: bool, tilt: _Tilt) -> str:
         'description = "A tool of the recording."',
         f"weight = {weight}",
         f"duration = {_table(tool.seconds, OWN_CALL_SECONDS, tilt.calls(tool.seconds.p))}",
-        'parameters = { type = "object", required = ["query"], properties = { query = { type = "string" } } }',
+        f"parameters = {_PARAMETERS}",
     ]
     if name != tool.name:
         lines[0] += f", of {_clean(tool.name)}"

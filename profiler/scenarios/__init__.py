@@ -237,8 +237,8 @@ class Quota(Table):
 
     OpenAI's single token limit is the sum of the input and the output limit.
 
-    `retry_after`: the wait that a 429 announces: `exact` (to the millisecond, where the provider's headers can
-    say it), in whole `seconds`, or `none`. `refusal_seconds`: how long a refusal takes.
+    `retry_after`: the wait that a 429 announces: `exact` (to the millisecond, where the provider's headers
+    can say it), in whole `seconds`, or `none`. `refusal_seconds`: how long a refusal takes.
     """
 
     requests_per_minute: PositiveOrNone = None
