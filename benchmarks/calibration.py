@@ -5,14 +5,14 @@
 
 `draws` has no servers and no clock: recordings are made up of the shape of `tests/capacity_server.py` (heavy
 tails, calls of a loop and of a round correlated), a scenario is written from each, and what the emulator's
-tape draws is held against what was recorded. So it shows what fit and file lose, apart from all that a machine
-adds.
+tape draws is held against what was recorded. So it shows what fit and file lose, apart from all that a
+machine adds.
 
 `runs` records that server at a quarter of the users and at all of them, past its capacity; writes the
 scenario; runs the same strategy on the emulator with as many users and with twice as many, and on the server
 with twice as many; and prints p50, p95 and p99 of each tool and of the model, and the share of refusals, side
 by side. The noise is that of both runs: half the width of the 95 % interval of the difference, by a bootstrap
-of whole loops. Each run takes its seconds and some ten more. Server and emulator come before all other
+of whole loops. What was recorded in the directory before is not recorded again. Each run takes its seconds and some ten more. Server and emulator come before all other
 processes where the system lets them, so that a busy machine does not slow one and not the other.
 """
 
@@ -85,7 +85,7 @@ def draws(loops: int, held_out: int = 10_000) -> None:
 
 
 class Seen(NamedTuple):
-    """What the loops of a run had, a list for each loop: seconds by tool (or `model`), and refused by tries."""
+    """What the loops of a run had, an array a loop: seconds by tool (or `model`); which tries were refused."""
 
     seconds: dict[str, list[np.ndarray]]
     refused: dict[str, list[np.ndarray]]
@@ -157,9 +157,10 @@ def runs(arguments: argparse.Namespace) -> None:
         *(*TOOLS, *SHAPE),
     )
     truth = folder / "truth"
-    with served(server) as url:
-        levels = f"{users // 4},{users},{2 * users}"
-        compare(truth, url, client, arguments.seconds, "--levels", levels)
+    if not truth.exists():
+        with served(server) as url:
+            levels = f"{users // 4},{users},{2 * users}"
+            compare(truth, url, client, arguments.seconds, "--levels", levels)
     mine = folder / "mine.toml"
     mine.unlink(missing_ok=True)
     recording = folder / "recording"
@@ -200,7 +201,7 @@ def _without_level(path: Path, copy: Path, users: int) -> None:
     target = RunDirectory.open(copy)
     target.save(replace(run, trials=tuple(kept)))
     numbers = {one.index for one in kept}
-    lines = [records.encode(one) for one in directory.records() if one.trial in numbers]
+    lines = [records.encode(one) + b"\n" for one in directory.records() if one.trial in numbers]
     target.records_path.write_bytes(b"".join(lines))
 
 

@@ -2,7 +2,7 @@
 the recording that it was written from, apart from all that a machine and a load add.
 
 `made_up` makes the records that a client without limits would have of `tests.capacity_server.Shape`, each
-call and reply as long as the shape says; `drawn` has what the emulator's tape draws for the same number of loops.
+call and reply as long as the shape says; `drawn` has what the emulator's tape draws.
 """
 
 from __future__ import annotations

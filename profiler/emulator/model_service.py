@@ -469,6 +469,12 @@ class ModelService:
             )
             for n, (tokens, payload) in enumerate(frames)
         ]
+        if pace.whole is not None:
+            # A reply may say that it had fewer tokens than it has: its parts stay in order all the same.
+            latest = first_ns
+            for n, (due_ns, payload) in enumerate(timed):
+                latest = max(latest, due_ns)
+                timed[n] = (latest, payload)
         exchange.send(
             HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
         )
