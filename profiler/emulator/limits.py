@@ -67,10 +67,14 @@ class ToolCapacity:
 
     def arrive(self, key: int, work_ns: int, now_ns: int) -> Rejected | None:
         """Take call `key` in, or say why not. Call `advance(now_ns)` first."""
+        asked = self._capacity.retry_after
+        asked_ns = None if asked is None else int(asked * self._scale * 1e9)
         rate = self._rate()
         if rate is not None and self._tokens < 1:
             wait = (1 - self._tokens) / rate * 1e9 if rate > 0 else 1e9
-            return Rejected(429, "too many requests a second", int(wait) + 1)
+            return Rejected(
+                429, "too many requests a second", int(wait) + 1 if asked_ns is None else asked_ns
+            )
         slots, mode = self._slots(), self._capacity.mode
         call = _Call(work_ns)
         if mode == "share":
@@ -79,9 +83,9 @@ class ToolCapacity:
             call.done_ns = now_ns + work_ns
             self._running[key] = call
         elif mode == "reject":
-            return Rejected(429, f"at most {int(slots)} calls at once", None)
+            return Rejected(429, f"at most {int(slots)} calls at once", asked_ns)
         elif len(self._queue) >= self._capacity.queue:
-            return Rejected(503, f"queue of {self._capacity.queue} is full", None)
+            return Rejected(503, f"queue of {self._capacity.queue} is full", asked_ns)
         else:
             self._queue[key] = call
         if rate is not None:

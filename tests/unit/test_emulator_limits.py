@@ -168,6 +168,15 @@ def test_capacity_rejects_above_the_limit_and_takes_a_free_slot() -> None:
     assert state.arrive(4, 100 * MS, 100 * MS) is None
 
 
+def test_refusals_announce_the_wait_that_is_stated() -> None:
+    state = machine(concurrent=1, retry_after=1.5)
+    assert state.arrive(1, 100 * MS, 0) is None
+    assert state.arrive(2, 100 * MS, 0) == Rejected(429, "at most 1 calls at once", 1500 * MS)
+    state = machine(requests_per_second=1, retry_after=7)
+    assert state.arrive(1, 100 * MS, 0) is None
+    assert state.arrive(2, 100 * MS, 0) == Rejected(429, "too many requests a second", 7000 * MS)
+
+
 def test_bounded_queue_serves_in_order_of_arrival() -> None:
     state = machine(concurrent=1, mode="queue", queue=2)
     assert run(state, [(0, 100), (10, 100), (20, 50)]) == {0: 100, 1: 200, 2: 250}
