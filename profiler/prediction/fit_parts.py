@@ -26,7 +26,8 @@ from profiler.prediction.fit import (
     ToolFit,
 )
 from profiler.prediction.fitting import Fitted, ServerFit, refused
-from profiler.prediction.quotas import QuotaFinding, fit_quotas
+from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.work import LoopWork
 from profiler.records import LoopRecord
 

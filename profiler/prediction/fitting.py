@@ -173,9 +173,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
                 client_ns = 0 if filled else min(took, _client_ns(call))
-                calls.append(
-                    CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns)
-                )
+                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns))
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))
