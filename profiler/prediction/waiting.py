@@ -70,8 +70,8 @@ class Evidence:
     """Scores rules on one timeline; rules that were scored before are not scored again.
 
     Not every call of the timeline is scored: `scored` are its first calls of each trial, the others are there
-    since they were in flight beside them. `started`, `others`, `durations`, `block` and all that is returned are of the
-    scored ones. With `within` set, what changes from stretch to stretch does not count.
+    since they were in flight beside them. All other arrays are of the scored ones. With `within` set, what
+    changes from stretch to stretch does not count.
     """
 
     timeline: Timeline
