@@ -109,7 +109,7 @@ def rate(calls: Calls, considered: Bools) -> Rate | None:
     """
     order: Ints = np.flatnonzero(considered).astype(np.int64)
     order = order[np.argsort(calls.started[order], kind="stable")]
-    order = _busiest(order, calls.refused[order])
+    order = _busiest(order, calls.refused[order], calls.started[order])
     refused = calls.refused[order]
     if refused.sum() < FEWEST or refused.all():
         return None
@@ -192,11 +192,16 @@ def _split(at: Floats, refused: Bools, per_second: float) -> tuple[float, float,
     return float(plain[chosen]), float(marks[chosen]) + 1, float(unexplained[chosen]), float(over[chosen])
 
 
-def _busiest(order: Ints, refused: Bools) -> Ints:
+def _busiest(order: Ints, refused: Bools, started: Ints) -> Ints:
+    """The neighbouring rows with the most refusals, from a pause on: the bucket is full then."""
     if order.size <= _MOST:
         return order
     sums = np.concatenate(([0], np.cumsum(refused)))
     first = int(np.argmax(sums[_MOST:] - sums[:-_MOST]))
+    since = max(0, first - _MOST // 2)
+    first = (
+        since + int(np.argmax(np.diff(started[since : first + 1], prepend=started[since]))) if first else 0
+    )
     return order[first : first + _MOST]
 
 

@@ -320,7 +320,8 @@ def _least_dependent(evidence: Evidence, best: Explained, low: int, high: int) -
         if low <= capacity <= high or shifted:
             good += [(_dependence(evidence, each)[0], each)] if _possible(evidence, each) else []
     least = min((factor for factor, _ in good), default=1.0)
-    free = [each for factor, each in good if factor <= least + _FREE]
+    # How fast a call is served while sharing changes little from one capacity to the next.
+    free = [each for factor, each in good if factor <= least + _FREE * (1 + (best.kind == "share"))]
     if not free:
         return best, low, high
     top = max(free, key=_score)
