@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from profiler.prediction.fit import (
     GRIDS,
@@ -283,25 +282,38 @@ def _failures(records: Sequence[LoopRecord]) -> dict[str, tuple[Counter[str], in
     return found
 
 
+def _turns(calls: _Calls) -> int:
+    """The number of first rounds that enough loops have, so that they can be told apart."""
+    turns = 0
+    while turns < _ROUNDS and (calls.first & (calls.turn == turns)).sum() >= _ENOUGH:
+        turns += 1
+    return turns
+
+
 def _mix_by_round(calls: _Calls, tools: int) -> list[Floats]:
     """The shares of the tools in each of the first rounds, the last entry for all that follow; empty where
     the rounds are alike."""
-    last = 0
-    while last < _ROUNDS and (calls.turn == last).sum() >= _ENOUGH:
-        last += 1
-    if last < 2:
+    turns = _turns(calls)
+    if turns < 2:
         return []
-    mixes = []
-    for turn in range(last):
-        mine = calls.turn == turn if turn < last - 1 else calls.turn >= turn
-        mixes.append(
-            np.bincount(calls.tool[mine], calls.weight[mine], minlength=tools) / calls.weight[mine].sum()
-        )
-    overall = np.bincount(calls.tool, calls.weight, minlength=tools) / calls.weight.sum()
-    apart = max(float(np.abs(mix - overall).sum()) / 2 for mix in mixes)
+    long = np.isin(calls.loop, calls.loop[calls.turn >= turns - 1])  # as for the fan-out
+    held, mixes = [], []
+    for turn in range(turns):
+        mine = calls.turn == turn if turn < turns - 1 else calls.turn >= turn
+        mixes.append(_mix(calls, mine, tools))
+        held.append(_mix(calls, mine & long, tools))
+    overall = _mix(calls, long, tools)
+    apart = max(float(np.abs(mix - overall).sum()) / 2 for mix in held)
     # What chance alone puts between the mix of so few calls and that of all.
-    fewest = min(int((calls.turn == turn).sum()) for turn in range(last))
+    fewest = min(int((long & (calls.turn == turn)).sum()) for turn in range(turns))
     return mixes if apart > max(0.05, 1.5 * np.sqrt(tools / fewest)) else []
+
+
+def _mix(calls: _Calls, mine: NDArray[np.bool_], tools: int) -> Floats:
+    mix: Floats = (
+        np.bincount(calls.tool[mine], calls.weight[mine], minlength=tools) / calls.weight[mine].sum()
+    )
+    return mix
 
 
 def _rule(fitted: Fitted, place: int, fit: ServerFit) -> ServerRule:
@@ -339,16 +351,7 @@ def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
     streamed, counted, asked = replies.first > 0, replies.output > 0, replies.input > 0
     enough = max(20, seconds.size // 2)
     timed = streamed & (replies.output > 1)
-    dependence = None
-    if (counted & asked).sum() >= _ENOUGH:
-        known = counted & asked
-        design = np.stack([np.ones(known.sum()), replies.output[known], replies.input[known]], axis=1)
-        values, *_ = np.linalg.lstsq(design, seconds[known], rcond=None)
-        spread = float(np.var(seconds[known]))
-        explained = 1 - float(np.var(seconds[known] - design @ values)) / spread if spread else 0.0
-        if explained > 0.1:
-            constant, each_out, each_in = (_round(float(one)) for one in values)
-            dependence = (constant, each_out, each_in, _round(explained))
+    dependence = _dependence(replies)
     return ModelFit(
         server=_server_rule(fitted.model, "model"),
         seconds=table(seconds, weight),
@@ -366,28 +369,41 @@ def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
     ), float(counted.sum() / counted.size) if counted.size else 0.0
 
 
+def _dependence(replies: _Replies) -> tuple[float, float, float, float] | None:
+    """(seconds, for each output token, for each input token, the share that is explained); None where little
+    is, or tokens are not known."""
+    known = (replies.output > 0) & (replies.input > 0)
+    if known.sum() < _ENOUGH:
+        return None
+    seconds, tokens = replies.seconds[known], np.stack([replies.output[known], replies.input[known]], axis=1)
+    middle, usual = tokens.mean(axis=0), float(seconds.mean())
+    slopes, *_ = np.linalg.lstsq(tokens - middle, seconds - usual, rcond=None)
+    spread = float(np.var(seconds))
+    left = float(np.var(seconds - usual - (tokens - middle) @ slopes))
+    explained = 1 - left / spread if spread else 0.0
+    if explained < 0.1:
+        return None
+    alone = usual - float(middle @ slopes)
+    return _round(alone), _round(float(slopes[0])), _round(float(slopes[1])), _round(explained)
+
+
 def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
     weights = [loop.weight for loop in fitted.loops]
     rounds = counts([sum(1 for one in loop.rounds if one.calls) for loop in fitted.loops], weights)
     first = calls.first
     fan_out = counts(calls.fan_out[first].tolist(), calls.weight[first].tolist())
     by_round: list[Counts] = []
-    for turn in range(_ROUNDS):
-        mine = first & (calls.turn == turn)
-        if mine.sum() < _ENOUGH:
-            break
-        by_round.append(counts(calls.fan_out[mine].tolist(), calls.weight[mine].tolist()))
-    sizes = calls.fan_out[first]
-    error = (
-        float(np.std(sizes))
-        / np.sqrt(max(1, min((first & (calls.turn == n)).sum() for n in range(len(by_round)))))
-        if by_round
-        else 0.0
-    )
-    if len(by_round) < 2 or max(abs(one.mean - fan_out.mean) for one in by_round) < max(
-        0.05 * fan_out.mean, 3 * error
-    ):
-        by_round = []
+    turns = _turns(calls)
+    if turns >= 2:
+        # Of loops that have all of these rounds: the later rounds of others are those of large loops alone.
+        long = first & np.isin(calls.loop, calls.loop[calls.turn >= turns - 1])
+        sizes = [calls.fan_out[long & (calls.turn == turn)] for turn in range(turns)]
+        usual = float(np.mean(np.concatenate(sizes)))
+        error = float(np.std(np.concatenate(sizes))) / np.sqrt(min(one.size for one in sizes))
+        if max(abs(one.mean() - usual) for one in sizes) > max(0.05 * usual, 3 * error):
+            for turn in range(turns):
+                mine = first & (calls.turn == turn)
+                by_round.append(counts(calls.fan_out[mine].tolist(), calls.weight[mine].tolist()))
     rest = first & (calls.turn >= len(by_round))
     if by_round and rest.sum() >= _ENOUGH:
         fan_out = counts(calls.fan_out[rest].tolist(), calls.weight[rest].tolist())
@@ -417,40 +433,48 @@ def _same_tool(calls: _Calls) -> float:
     return _round(found) if found > max(_SHOWS, error) else 0.0
 
 
-def scores(values: Floats) -> Floats:
-    """The values' ranks as standard normal numbers; equal values have equal ones."""
+def scores(values: Floats, weights: Floats | None = None) -> Floats:
+    """The values' (weighted) ranks as standard normal numbers; equal values have equal ones."""
     if values.size < 2:
         return np.zeros(values.size)
-    found = ndtri((rankdata(values) - 0.5) / values.size)
-    spread = float(np.std(found))
-    scaled: Floats = found / spread if spread > 0 else found
+    if weights is None:
+        weights = np.ones(values.size)
+    different, place = np.unique(values, return_inverse=True)
+    heavy = np.bincount(place, weights, minlength=different.size)
+    found = ndtri((np.cumsum(heavy) - heavy / 2) / heavy.sum())[place]
+    middle = np.average(found, weights=weights)
+    spread = float(np.sqrt(np.average((found - middle) ** 2, weights=weights)))
+    scaled: Floats = (found - middle) / spread if spread > 0 else found * 0
     return scaled
 
 
 def _common(calls: _Calls, replies: _Replies) -> Common:
-    z = np.zeros(calls.tool.size)
-    for tool in np.unique(calls.tool):
-        mine = calls.known & (calls.tool == tool)
-        z[mine] = scores(calls.seconds[mine])
+    """Every loop counts as much as any other: among all calls those of large loops would be most, and what
+    large loops have in common differs less."""
     known = calls.known
     loops = int(max(calls.loop.max(initial=-1), replies.loop.max(initial=-1))) + 1
+    each = np.maximum(1, np.bincount(calls.loop, minlength=loops))[calls.loop]
+    z = np.zeros(calls.tool.size)
+    for tool in np.unique(calls.tool):
+        mine = known & (calls.tool == tool)
+        z[mine] = scores(calls.seconds[mine], 1 / each[mine])
     within, across = _pairs(z[known], calls.loop[known], calls.round[known])
-    of_reply = scores(replies.seconds)
-    model_loop, _ = _pairs(of_reply, replies.loop, replies.loop)
+    asked = np.maximum(1, np.bincount(replies.loop, minlength=loops))
+    of_reply = scores(replies.seconds, 1 / asked[replies.loop])
+    _, model_loop = _pairs(of_reply, replies.loop, np.arange(replies.loop.size))
     size = 0.0
     first = np.flatnonzero(calls.first)
-    if first.size >= _ENOUGH:
-        sums = np.bincount(calls.round[known], z[known], minlength=first.size)
-        number = np.bincount(calls.round[known], minlength=first.size)
-        some = number > 0
-        size = _shown(
-            float(np.mean((sums / np.maximum(1, number) * scores(calls.fan_out[first].astype(float)))[some]))
-        )
+    number = np.bincount(calls.round[known], minlength=first.size)
+    some = number > 0
+    if some.sum() >= _ENOUGH:
+        rounds = np.maximum(1, np.bincount(calls.loop[first], minlength=loops))[calls.loop[first]]
+        of_round = np.bincount(calls.round[known], z[known], minlength=first.size) / np.maximum(1, number)
+        sizes = scores(calls.fan_out[first].astype(float), 1 / rounds)
+        size = _shown(float(np.average((of_round * sizes)[some], weights=1 / rounds[some])))
     model_calls = 0.0
-    if loops >= 50:
-        number = np.bincount(calls.loop[known], minlength=loops)
-        asked = np.bincount(replies.loop, minlength=loops)
-        both = (number > 0) & (asked > 0)
+    number = np.bincount(calls.loop[known], minlength=loops)
+    both = (number > 0) & (np.bincount(replies.loop, minlength=loops) > 0)
+    if both.sum() >= _ENOUGH // 2:
         of_calls = np.bincount(calls.loop[known], z[known], minlength=loops)[both] / number[both]
         of_model = np.bincount(replies.loop, of_reply, minlength=loops)[both] / asked[both]
         model_calls = _shown(float(np.mean(of_calls * of_model)))
@@ -467,17 +491,27 @@ def _common(calls: _Calls, replies: _Replies) -> Common:
 
 
 def _pairs(z: Floats, loop: NDArray[np.int64], round_: NDArray[np.int64]) -> tuple[float, float]:
-    """The mean product of two scores of a round, and of two of different rounds of a loop."""
+    """The mean product of two scores of a round, and of two of different rounds of a loop; of each loop first,
+    and then of all that have such pairs."""
     if not z.size:
         return 0.0, 0.0
-    by_round, by_loop = np.bincount(round_, z), np.bincount(loop, z)
-    in_round, in_loop = np.bincount(round_).astype(float), np.bincount(loop).astype(float)
-    squares = float((z**2).sum())
-    pairs = float((in_round * (in_round - 1)).sum())
-    others = float((in_loop**2).sum() - (in_round**2).sum())
-    same = float((by_round**2).sum()) - squares
-    apart = float((by_loop**2).sum() - (by_round**2).sum())
-    return (same / pairs if pairs >= _ENOUGH else 0.0), (apart / others if others >= _ENOUGH else 0.0)
+    rounds, place = np.unique(round_, return_inverse=True)
+    of = np.zeros(rounds.size, dtype=np.int64)
+    of[place] = loop
+    sums, number = np.bincount(place, z), np.bincount(place).astype(float)
+    squares = np.bincount(place, z**2)
+    several = number > 1
+    within = (sums[several] ** 2 - squares[several]) / (number[several] * (number[several] - 1))
+    in_loop = np.bincount(of[several], minlength=int(loop.max()) + 1)
+    same = np.bincount(of[several], within, minlength=in_loop.size)[in_loop > 0] / in_loop[in_loop > 0]
+    total, all_of = np.bincount(loop, z), np.bincount(loop).astype(float)
+    others = all_of**2 - np.bincount(of, number**2, minlength=all_of.size)
+    products = total**2 - np.bincount(of, sums**2, minlength=all_of.size)
+    apart = products[others > 0] / others[others > 0]
+    return (
+        float(np.mean(same)) if same.size >= _ENOUGH // 2 else 0.0,
+        float(np.mean(apart)) if apart.size >= _ENOUGH // 2 else 0.0,
+    )
 
 
 def _linked(seconds: Floats, other: Floats) -> float:
@@ -508,17 +542,22 @@ def _unknown(
     tokens_known: float,
 ) -> tuple[str, ...]:
     said = []
-    for place, server in enumerate(fitted.servers):
-        name = _rule(fitted, place, server).name
-        if not server.finding.identified or server.finding.rule.kind == "none":
+    places = sorted(range(len(fitted.servers)), key=lambda place: -fitted.servers[place].calls)
+    for place in places:
+        server, name = fitted.servers[place], _rule(fitted, place, fitted.servers[place]).name
+        shown = place in places[:MOST_TOOLS_FINE]
+        if shown and (not server.finding.identified or server.finding.rule.kind == "none"):
             said.append(f"{name}: {server.finding.sentence}")
         said += [f"{name}: {warning}" for warning in server.finding.warnings]
+    if len(places) > MOST_TOOLS_FINE:
+        said.append(f"what {len(places) - MOST_TOOLS_FINE} servers that were called less do under more load")
     if not fitted.model.finding.identified or fitted.model.finding.rule.kind == "none":
         said.append(f"the model: {fitted.model.finding.sentence}")
     said += [f"the model: {warning}" for warning in fitted.model.finding.warnings]
-    for tool in tools:
-        if tool.seconds.count < 1000:
-            said.append(f"{tool.name}: its slowest percent is that of {tool.seconds.count:,} calls only")
+    rare = [tool.name for tool in tools if tool.seconds.count < 1000]
+    if rare:
+        names = ", ".join(rare[:MOST_TOOLS_FINE]) + (" and others" if len(rare) > MOST_TOOLS_FINE else "")
+        said.append(f"the slowest percent of the calls of {names}: there are fewer than 1,000 of each")
     if model.first_token is None:
         said.append("the model's time to the first token: replies were not streamed")
     if tokens_known < 0.5:

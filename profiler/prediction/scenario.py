@@ -237,7 +237,7 @@ def _loop(shape: Shape, tilt: _Tilt) -> str:
         f"fan_out = {_counts(tilt.rounds(shape.fan_out))}",
     ]
     if shape.fan_out_by_round:
-        each = ",\n  ".join(_counts(tilt.rounds(one)) for one in shape.fan_out_by_round)
+        each = ",\n  ".join(_counts(one) for one in shape.fan_out_by_round)
         lines.append(f"fan_out_by_round = [\n  {each},\n]")
     if shape.same_tool:
         lines.append(f"same_tool = {_number(shape.same_tool)}")
