@@ -2,8 +2,9 @@
 the recording that it was written from, apart from all that a machine and a load add.
 
 `made_up` makes the records that one agent would have of `tests.capacity_server.Shape`, whose calls run one
-after another: each call and reply is as long as the shape says, and none is in another's way; `drawn` has what
-the emulator's tape draws.
+after another: each call and reply is as long as the shape says, and none is in another's way. `drawn` has
+what the emulator's tape draws.
+"""
 
 from __future__ import annotations
 

@@ -185,8 +185,8 @@ class Shape:
     """The shape of loops. `rounds` are those with calls.
 
     `fan_out_by_round` is there for the first rounds where they differ. `same_tool`: how much more often than
-    by their shares alone a call asks for the tool of the call before it. `failed`: the share of loops that came
-    to no answer for reasons of their own.
+    by their shares alone a call asks for the tool of the call before it. `failed`: the share of loops that
+    came to no answer for reasons of their own.
     """
 
     rounds: Counts

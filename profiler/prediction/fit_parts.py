@@ -491,8 +491,8 @@ def _common(calls: _Calls, replies: _Replies) -> Common:
 
 
 def _pairs(z: Floats, loop: NDArray[np.int64], round_: NDArray[np.int64]) -> tuple[float, float]:
-    """The mean product of two scores of a round, and of two of different rounds of a loop; of each loop first,
-    and then of all that have such pairs."""
+    """The mean product of two scores of a round, and of two of different rounds of a loop, of each loop
+    first, and then of all that have such pairs."""
     if not z.size:
         return 0.0, 0.0
     rounds, place = np.unique(round_, return_inverse=True)
