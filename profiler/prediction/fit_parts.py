@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from profiler.prediction.fit import (
     GRIDS,
     Client,
-    Common,
     Counts,
     Fit,
     ModelFit,
@@ -24,12 +21,11 @@ from profiler.prediction.fit import (
     Table,
     ToolFit,
 )
+from profiler.prediction.fit_columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
 from profiler.prediction.fitting import Fitted, ServerFit, refused
 from profiler.prediction.quotas import QuotaFinding, fit_quotas
 from profiler.prediction.work import LoopWork
 from profiler.records import LoopRecord
-
-Floats = NDArray[np.float64]
 
 MOST_TOOLS_FINE = 12
 """With more tools than these, those that are seldom called have coarser tables, so that a fit is a page."""
@@ -37,10 +33,6 @@ _FEW, _COARSE = 30, 200
 """Values up to which a table has few points, or coarse ones."""
 _ROUNDS = 5
 """The rounds whose fan-out and tools may be told apart."""
-_ENOUGH = 100
-"""Rounds or calls from which a difference between rounds is looked for."""
-_SHOWS = 0.02
-"""A correlation below this is taken for none."""
 
 
 def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
@@ -51,7 +43,7 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
         if records
         else None
     )
-    calls, replies = _Calls.of(fitted), _Replies.of(fitted)
+    calls, replies = CallColumns.of(fitted), ReplyColumns.of(fitted)
     tools = _tools(fitted, calls, records)
     model, tokens_known = _model(fitted, replies)
     quotas = (
@@ -80,97 +72,6 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
         retry_after="none" if finding is None else finding.announced.kind,
         unknown=_unknown(fitted, tools, model, finding, tokens_known),
     )
-
-
-class _Calls(NamedTuple):
-    """The calls of all loops as columns; `round` numbers the rounds of all loops, `turn` those of a loop.
-
-    `first`: it is the first of its round. Service of calls that were refused is not known: `known` is False.
-    """
-
-    tool: NDArray[np.int64]
-    seconds: Floats
-    known: NDArray[np.bool_]
-    loop: NDArray[np.int64]
-    round: NDArray[np.int64]
-    turn: NDArray[np.int64]
-    fan_out: NDArray[np.int64]
-    first: NDArray[np.bool_]
-    weight: Floats
-
-    @classmethod
-    def of(cls, fitted: Fitted) -> _Calls:
-        rows: list[tuple[float, ...]] = []
-        number = 0
-        for place, loop in enumerate(fitted.loops):
-            turn = 0
-            for one in loop.rounds:
-                if not one.calls:
-                    continue
-                count = len(one.calls)
-                rows += [
-                    (
-                        call.tool,
-                        call.service_ns - call.client_ns,
-                        not call.filled,
-                        place,
-                        number,
-                        turn,
-                        count,
-                        n == 0,
-                        loop.weight,
-                    )
-                    for n, call in enumerate(one.calls)
-                ]
-                number, turn = number + 1, turn + 1
-        columns = np.array(rows, dtype=np.float64).reshape(len(rows), 9).T
-        whole = columns[[0, 3, 4, 5, 6]].astype(np.int64)
-        return cls(
-            whole[0],
-            columns[1] / 1e9,
-            columns[2] > 0,
-            whole[1],
-            whole[2],
-            whole[3],
-            whole[4],
-            columns[7] > 0,
-            columns[8],
-        )
-
-
-class _Replies(NamedTuple):
-    """The model's replies of all loops as columns; 0: not known."""
-
-    seconds: Floats
-    first: Floats
-    output: Floats
-    input: Floats
-    loop: NDArray[np.int64]
-    weight: Floats
-
-    @classmethod
-    def of(cls, fitted: Fitted) -> _Replies:
-        rows = [
-            (
-                one.service_ns - one.client_ns,
-                one.first_token_ns,
-                one.output_tokens,
-                one.input_tokens,
-                place,
-                loop.weight,
-            )
-            for place, loop in enumerate(fitted.loops)
-            for one in loop.rounds
-        ]
-        columns = np.array(rows, dtype=np.float64).reshape(len(rows), 6).T
-        return cls(
-            columns[0] / 1e9,
-            columns[1] / 1e9,
-            columns[2],
-            columns[3],
-            columns[4].astype(np.int64),
-            columns[5],
-        )
 
 
 def table(values: Floats, weights: Floats, *, most: str = "fine") -> Table:
@@ -231,7 +132,7 @@ def _length(loop: LoopWork) -> int:
     )
 
 
-def _tools(fitted: Fitted, calls: _Calls, records: Sequence[LoopRecord]) -> tuple[ToolFit, ...]:
+def _tools(fitted: Fitted, calls: CallColumns, records: Sequence[LoopRecord]) -> tuple[ToolFit, ...]:
     total = calls.weight.sum()
     failed = _failures(records)
     by_round = _mix_by_round(calls, len(fitted.system.tools))
@@ -282,15 +183,15 @@ def _failures(records: Sequence[LoopRecord]) -> dict[str, tuple[Counter[str], in
     return found
 
 
-def _turns(calls: _Calls) -> int:
+def _turns(calls: CallColumns) -> int:
     """The number of first rounds that enough loops have, so that they can be told apart."""
     turns = 0
-    while turns < _ROUNDS and (calls.first & (calls.turn == turns)).sum() >= _ENOUGH:
+    while turns < _ROUNDS and (calls.first & (calls.turn == turns)).sum() >= ENOUGH:
         turns += 1
     return turns
 
 
-def _mix_by_round(calls: _Calls, tools: int) -> list[Floats]:
+def _mix_by_round(calls: CallColumns, tools: int) -> list[Floats]:
     """The shares of the tools in each of the first rounds, the last entry for all that follow; empty where
     the rounds are alike."""
     turns = _turns(calls)
@@ -309,7 +210,7 @@ def _mix_by_round(calls: _Calls, tools: int) -> list[Floats]:
     return mixes if apart > max(0.05, 1.5 * np.sqrt(tools / fewest)) else []
 
 
-def _mix(calls: _Calls, mine: NDArray[np.bool_], tools: int) -> Floats:
+def _mix(calls: CallColumns, mine: NDArray[np.bool_], tools: int) -> Floats:
     mix: Floats = (
         np.bincount(calls.tool[mine], calls.weight[mine], minlength=tools) / calls.weight[mine].sum()
     )
@@ -345,7 +246,7 @@ def _server_rule(fit: ServerFit, name: str) -> ServerRule:
     )
 
 
-def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
+def _model(fitted: Fitted, replies: ReplyColumns) -> tuple[ModelFit, float]:
     """The model, and the share of replies that said how many tokens they had."""
     seconds, weight = replies.seconds, replies.weight
     streamed, counted, asked = replies.first > 0, replies.output > 0, replies.input > 0
@@ -369,11 +270,11 @@ def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
     ), float(counted.sum() / counted.size) if counted.size else 0.0
 
 
-def _dependence(replies: _Replies) -> tuple[float, float, float, float] | None:
+def _dependence(replies: ReplyColumns) -> tuple[float, float, float, float] | None:
     """(seconds, for each output token, for each input token, the share that is explained); None where little
     is, or tokens are not known."""
     known = (replies.output > 0) & (replies.input > 0)
-    if known.sum() < _ENOUGH:
+    if known.sum() < ENOUGH:
         return None
     seconds, tokens = replies.seconds[known], np.stack([replies.output[known], replies.input[known]], axis=1)
     middle, usual = tokens.mean(axis=0), float(seconds.mean())
@@ -387,7 +288,7 @@ def _dependence(replies: _Replies) -> tuple[float, float, float, float] | None:
     return _round(alone), _round(float(slopes[0])), _round(float(slopes[1])), _round(explained)
 
 
-def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
+def _shape(fitted: Fitted, calls: CallColumns, replies: ReplyColumns) -> Shape:
     weights = [loop.weight for loop in fitted.loops]
     rounds = counts([sum(1 for one in loop.rounds if one.calls) for loop in fitted.loops], weights)
     first = calls.first
@@ -405,7 +306,7 @@ def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
                 mine = first & (calls.turn == turn)
                 by_round.append(counts(calls.fan_out[mine].tolist(), calls.weight[mine].tolist()))
     rest = first & (calls.turn >= len(by_round))
-    if by_round and rest.sum() >= _ENOUGH:
+    if by_round and rest.sum() >= ENOUGH:
         fan_out = counts(calls.fan_out[rest].tolist(), calls.weight[rest].tolist())
     failed = float(np.average([loop.failed for loop in fitted.loops], weights=weights)) if weights else 0.0
     return Shape(
@@ -413,15 +314,15 @@ def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
         fan_out=fan_out,
         fan_out_by_round=tuple(by_round),
         same_tool=_same_tool(calls),
-        common=_common(calls, replies),
+        common=common_of(calls, replies),
         failed=_round(failed),
     )
 
 
-def _same_tool(calls: _Calls) -> float:
+def _same_tool(calls: CallColumns) -> float:
     """p of: with p a call asks for the tool of the call before it, else for one by the shares."""
     after = ~calls.first[1:]
-    if after.sum() < _ENOUGH:
+    if after.sum() < ENOUGH:
         return 0.0
     same = float((calls.tool[1:] == calls.tool[:-1])[after].mean())
     shares = np.bincount(calls.tool) / calls.tool.size
@@ -430,99 +331,7 @@ def _same_tool(calls: _Calls) -> float:
         return 0.0
     found = (same - chance) / (1 - chance)
     error = 2 * np.sqrt(chance * (1 - chance) / after.sum()) / (1 - chance)
-    return _round(found) if found > max(_SHOWS, error) else 0.0
-
-
-def scores(values: Floats, weights: Floats | None = None) -> Floats:
-    """The values' (weighted) ranks as standard normal numbers; equal values have equal ones."""
-    if values.size < 2:
-        return np.zeros(values.size)
-    if weights is None:
-        weights = np.ones(values.size)
-    different, place = np.unique(values, return_inverse=True)
-    heavy = np.bincount(place, weights, minlength=different.size)
-    found = ndtri((np.cumsum(heavy) - heavy / 2) / heavy.sum())[place]
-    middle = np.average(found, weights=weights)
-    spread = float(np.sqrt(np.average((found - middle) ** 2, weights=weights)))
-    scaled: Floats = (found - middle) / spread if spread > 0 else found * 0
-    return scaled
-
-
-def _common(calls: _Calls, replies: _Replies) -> Common:
-    """Every loop counts as much as any other: among all calls those of large loops would be most, and what
-    large loops have in common differs less."""
-    known = calls.known
-    loops = int(max(calls.loop.max(initial=-1), replies.loop.max(initial=-1))) + 1
-    each = np.maximum(1, np.bincount(calls.loop, minlength=loops))[calls.loop]
-    z = np.zeros(calls.tool.size)
-    for tool in np.unique(calls.tool):
-        mine = known & (calls.tool == tool)
-        z[mine] = scores(calls.seconds[mine], 1 / each[mine])
-    within, across = _pairs(z[known], calls.loop[known], calls.round[known])
-    asked = np.maximum(1, np.bincount(replies.loop, minlength=loops))
-    of_reply = scores(replies.seconds, 1 / asked[replies.loop])
-    _, model_loop = _pairs(of_reply, replies.loop, np.arange(replies.loop.size))
-    size = 0.0
-    first = np.flatnonzero(calls.first)
-    number = np.bincount(calls.round[known], minlength=first.size)
-    some = number > 0
-    if some.sum() >= _ENOUGH:
-        rounds = np.maximum(1, np.bincount(calls.loop[first], minlength=loops))[calls.loop[first]]
-        of_round = np.bincount(calls.round[known], z[known], minlength=first.size) / np.maximum(1, number)
-        sizes = scores(calls.fan_out[first].astype(float), 1 / rounds)
-        size = _shown(float(np.average((of_round * sizes)[some], weights=1 / rounds[some])))
-    model_calls = 0.0
-    number = np.bincount(calls.loop[known], minlength=loops)
-    both = (number > 0) & (np.bincount(replies.loop, minlength=loops) > 0)
-    if both.sum() >= _ENOUGH // 2:
-        of_calls = np.bincount(calls.loop[known], z[known], minlength=loops)[both] / number[both]
-        of_model = np.bincount(replies.loop, of_reply, minlength=loops)[both] / asked[both]
-        model_calls = _shown(float(np.mean(of_calls * of_model)))
-    return Common(
-        round=_shown(within),
-        loop=_shown(across),
-        size=size,
-        model_loop=_shown(model_loop),
-        model_calls=model_calls,
-        first_token=_linked(replies.seconds, replies.first),
-        output_tokens=_linked(replies.seconds, replies.output),
-        input_tokens=_linked(replies.seconds, replies.input),
-    )
-
-
-def _pairs(z: Floats, loop: NDArray[np.int64], round_: NDArray[np.int64]) -> tuple[float, float]:
-    """The mean product of two scores of a round, and of two of different rounds of a loop, of each loop
-    first, and then of all that have such pairs."""
-    if not z.size:
-        return 0.0, 0.0
-    rounds, place = np.unique(round_, return_inverse=True)
-    of = np.zeros(rounds.size, dtype=np.int64)
-    of[place] = loop
-    sums, number = np.bincount(place, z), np.bincount(place).astype(float)
-    squares = np.bincount(place, z**2)
-    several = number > 1
-    within = (sums[several] ** 2 - squares[several]) / (number[several] * (number[several] - 1))
-    in_loop = np.bincount(of[several], minlength=int(loop.max()) + 1)
-    same = np.bincount(of[several], within, minlength=in_loop.size)[in_loop > 0] / in_loop[in_loop > 0]
-    total, all_of = np.bincount(loop, z), np.bincount(loop).astype(float)
-    others = all_of**2 - np.bincount(of, number**2, minlength=all_of.size)
-    products = total**2 - np.bincount(of, sums**2, minlength=all_of.size)
-    apart = products[others > 0] / others[others > 0]
-    return (
-        float(np.mean(same)) if same.size >= _ENOUGH // 2 else 0.0,
-        float(np.mean(apart)) if apart.size >= _ENOUGH // 2 else 0.0,
-    )
-
-
-def _linked(seconds: Floats, other: Floats) -> float:
-    known = other > 0
-    if known.sum() < _ENOUGH or np.ptp(other[known]) == 0:
-        return 0.0
-    return _shown(float(np.mean(scores(seconds[known]) * scores(other[known]))))
-
-
-def _shown(correlation: float) -> float:
-    return 0.0 if abs(correlation) < _SHOWS else round(max(-1.0, min(1.0, correlation)), 3)
+    return _round(found) if found > max(SHOWS, error) else 0.0
 
 
 def _client(fitted: Fitted) -> Client:

@@ -13,7 +13,8 @@ import pytest
 
 from profiler.errors import RecordError
 from profiler.prediction.fit import GRIDS, SCHEMA, Counts, Fit, decode, encode
-from profiler.prediction.fit_parts import counts, fit_of, scores, table
+from profiler.prediction.fit_columns import scores
+from profiler.prediction.fit_parts import counts, fit_of, table
 from profiler.prediction.fitting import fit_run
 from profiler.records import Attempt, LoopRecord, ModelCall, RemoteCall, RoundRecord, ToolCall
 from tests.capacity_server import Shape, Tool
