@@ -12,8 +12,9 @@ machine adds.
 scenario; runs the same strategy on the emulator with as many users and with twice as many, and on the server
 with twice as many; and prints p50, p95 and p99 of each tool and of the model, and the share of refusals, side
 by side. The noise is that of both runs: half the width of the 95 % interval of the difference, by a bootstrap
-of whole loops. What was recorded in the directory before is not recorded again. Each run takes its seconds and some ten more. Server and emulator come before all other
-processes where the system lets them, so that a busy machine does not slow one and not the other.
+of whole loops. What was recorded in the directory before is not recorded again. Each run takes its seconds
+and some ten more. Server and emulator come before all other processes where the system lets them, so that a
+busy machine does not slow one and not the other.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def draws(loops: int, held_out: int = 10_000) -> None:
 
 
 class Seen(NamedTuple):
-    """What the loops of a run had, an array a loop: seconds by tool (or `model`); which tries were refused."""
+    """What the loops of a run had, an array a loop: seconds by tool (or `model`), and refused tries."""
 
     seconds: dict[str, list[np.ndarray]]
     refused: dict[str, list[np.ndarray]]

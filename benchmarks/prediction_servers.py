@@ -1,7 +1,8 @@
 """The servers that predictions are held against, and the cells that are predicted and run on each.
 
-`emu-…` are the emulator with a scenario; `oth-…` are `tests/capacity_server.py`, which shares no code with it.
-Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota.
+`emu-…` are the emulator with a scenario, `oth-…` `tests/capacity_server.py`, which shares no code with it.
+Of each kind one tool refuses, queues or shares above its capacity, or the model has a quota; of `oth-model`
+the model queues, and of `oth-mixed` each tool has a rule of its own, and their speed drifts.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ LEVELS = (4, 8, 15, 30, 45)
 CAPACITY = 20
 """Of the tool that has one; some 20 of its calls are in flight when `USERS` agents gather theirs."""
 
+TIMES = {"first": 0.25, "search": 0.4, "fetch": 0.2, "longest": 8.0, "longest_fetch": 4.0}
+"""Seconds, at speed 1; loops then take some 4 s."""
+RATES = {"slow": 120.0, "fast": 240.0}
+"""Tokens a second, at speed 1."""
+QUOTA_PER_MINUTE, QUOTA_BURST = 1200, 60
+"""Requests, at speed 1; the burst is the same at any."""
 SCENARIO = """description = "{said}"
 prompt = "Question {{number}}: find it, read what was found, and put it together."
 
 [model]
-first_token = {{ kind = "lognormal", median = 0.25, sigma = 0.45, max = 6 }}
-tokens_per_second = {{ kind = "uniform", low = 120, high = 240 }}
+first_token = {{ kind = "lognormal", median = {first:g}, sigma = 0.45, max = {longest:g} }}
+tokens_per_second = {{ kind = "uniform", low = {slow:g}, high = {fast:g} }}
 
 [loop]
 rounds = {{ kind = "empirical", values = [2, 2, 3] }}
@@ -35,7 +42,7 @@ fan_out = {{ kind = "empirical", values = [2, 3, 4, 5, 6] }}
 
 [tools.search]
 description = "Searches the archive."
-duration = {{ kind = "lognormal", median = 0.4, sigma = 0.8, max = 8 }}
+duration = {{ kind = "lognormal", median = {search:g}, sigma = 0.8, max = {longest:g} }}
 {capacity}
 
 [tools.search.parameters]
@@ -45,7 +52,7 @@ properties.query = {{ type = "string", description = "What to look for." }}
 
 [tools.fetch]
 description = "Fetches a document."
-duration = {{ kind = "lognormal", median = 0.2, sigma = 1.0, max = 4 }}
+duration = {{ kind = "lognormal", median = {fetch:g}, sigma = 1.0, max = {longest_fetch:g} }}
 
 [tools.fetch.parameters]
 type = "object"
@@ -75,13 +82,6 @@ type = "object"
 properties.query = {{ type = "string", description = "What for." }}
 """
 
-TOOLS = ("--tool", "fetch=0.25", "--tool", "store=0.1")
-SHAPE = (
-    *("--sigma", "0.8", "--loop-share", "0.2", "--round-share", "0.15"),
-    *("--rounds", "2-3", "--fan-out", "2-6"),
-    *("--first-token", "0.25", "--tokens", "40", "--tokens-per-second", "160"),
-)
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -100,7 +100,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """Not the ladder's (1). Cells of one load share theirs, so that strategies do the same work."""
+        """Not the ladder's (1). On the emulator, strategies under one load do the same work."""
         return 100 + round(10 * self.factor)
 
 
@@ -137,74 +137,68 @@ class Kind:
             server.communicate()
 
 
-def _emulated(said: str, capacity: str = "", quota: str = "") -> str:
-    return SCENARIO.format(said=said, capacity=capacity and f"capacity = {capacity}", quota=quota)
+def _emulated(speed: float, said: str, capacity: str = "", quota: str = "") -> str:
+    times = {name: seconds / speed for name, seconds in TIMES.items()}
+    rates = {name: rate * speed for name, rate in RATES.items()}
+    capacity = f"capacity = {{ concurrent = {CAPACITY}, {capacity} }}" if capacity else ""
+    return SCENARIO.format(said=said, capacity=capacity, quota=quota, **times, **rates)
+
+
+def _other(speed: float, search: str = "", *more: str, fetch: str = "", store: str = "") -> tuple[str, ...]:
+    """Arguments of `tests.capacity_server`: the rules of its tools (`search` has `CAPACITY`), and more."""
+    return (
+        *("--tool", f"search={0.4 / speed:g},weight=2{search and f',{search}={CAPACITY}'}"),
+        *("--tool", f"fetch={0.25 / speed:g}{fetch}", "--tool", f"store={0.1 / speed:g}{store}"),
+        *("--sigma", "0.8", "--loop-share", "0.2", "--round-share", "0.15"),
+        *("--rounds", "2-3", "--fan-out", "2-6", "--first-token", f"{0.25 / speed:g}"),
+        *("--tokens", "40", "--tokens-per-second", f"{160 * speed:g}"),
+        *more,
+    )
 
 
 def _cells(*cells: tuple[str, float]) -> tuple[Cell, ...]:
     return tuple(Cell(strategy, factor) for strategy, factor in cells)
 
 
-HALF, FULL, TWICE = (f"semaphore:{round(share * CAPACITY)}" for share in (0.5, 1, 2))
-REFUSE = _cells(("gathered", 1.5), (FULL, 1.5), ("adaptive", 1.5), (TWICE, 2), (HALF, 1), ("rate:50/s", 1))
+HALF, FULL, TWICE = (
+    f"semaphore:search={CAPACITY // 2}",
+    f"semaphore:search={CAPACITY}",
+    f"semaphore:{2 * CAPACITY}",
+)
+"""Half of the capacity of `search`, all of it, and twice that for the calls of all tools."""
 QUEUE = _cells(("gathered", 1.5), (FULL, 1.5), (HALF, 1), ("gathered", 1), ("sequential", 2))
+MODEL = _cells(("gathered", 1), ("gathered", 1.5), ("sequential", 1), (FULL, 0.5), ("adaptive", 1.5))
+MIXED = _cells(
+    *(("gathered", 1), ("gathered", 1.5), (FULL, 1.5), (f"semaphore:search={CAPACITY},fetch=8", 1.5)),
+    ("sequential", 2),
+)
 SHARE = _cells(("gathered", 1), (TWICE, 1), ("adaptive", 0.5), ("gathered", 2), (FULL, 2))
-QUOTA = _cells(("gathered", 1), ("sequential", 1), (FULL, 0.5), ("rate:40/s", 1.5), ("gathered", 1.5))
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "emu-refuse",
-            REFUSE,
-            _emulated(
-                "search answers 429 above 20 at once",
-                f'{{ concurrent = {CAPACITY}, mode = "reject" }}',
-            ),
-        ),
-        Kind(
-            "emu-queue",
-            QUEUE,
-            _emulated(
-                "search serves 20 at once, in order of arrival",
-                f'{{ concurrent = {CAPACITY}, mode = "queue", queue = 100000 }}',
-            ),
-        ),
-        Kind(
-            "emu-share",
-            SHARE,
-            _emulated(
-                "search shares the capacity of 20 among all",
-                f'{{ concurrent = {CAPACITY}, mode = "share" }}',
-            ),
-        ),
-        Kind(
-            "emu-quota",
-            QUOTA,
-            _emulated(
-                "the model takes 1200 requests a minute",
-                quota="\n[quota]\nrequests_per_minute = 1200\nburst = 0.05\n",
-            ),
-        ),
-        Kind(
-            "oth-refuse",
-            REFUSE,
-            arguments=("--tool", f"search=0.4,refuse={CAPACITY},weight=2", *TOOLS, *SHAPE),
-        ),
-        Kind(
-            "oth-queue",
-            QUEUE,
-            arguments=("--tool", f"search=0.4,queue={CAPACITY},weight=2", *TOOLS, *SHAPE),
-        ),
-        Kind(
-            "oth-share",
-            SHARE,
-            arguments=("--tool", f"search=0.4,share={CAPACITY},weight=2", *TOOLS, *SHAPE),
-        ),
-        Kind(
-            "oth-quota",
-            QUOTA,
-            arguments=("--tool", "search=0.4,weight=2", *TOOLS, *SHAPE, "--quota", "1200/60"),
-        ),
+
+def kinds(speed: float = 1.0) -> dict[str, Kind]:
+    """By name; times are those of `TIMES`, divided by `speed`."""
+    refuse = _cells(
+        *(("gathered", 1.5), (f"semaphore:{CAPACITY}", 1.5), ("adaptive", 1.5), (FULL, 1.5)),
+        *((TWICE, 2), (HALF, 1), (f"rate:{50 * speed:g}/s", 1)),
     )
-}
+    rate = f"rate:{40 * speed:g}/s"
+    quota = _cells(("gathered", 1), ("sequential", 1), (FULL, 0.5), (rate, 1.5), ("gathered", 1.5))
+    per_minute = QUOTA_PER_MINUTE * speed
+    of_model = f"\n[quota]\nrequests_per_minute = {per_minute:g}\nburst = {QUOTA_BURST / per_minute:g}\n"
+    refuses, queues = 'mode = "reject"', 'mode = "queue", queue = 100000'
+    store = f",rate={20 * speed:g}/20"
+    drift = ("--drift", f"1.15:{5 / speed:g}")
+    mixed = _other(speed, "refuse", *drift, fetch=",share=8", store=store)
+    found = (
+        Kind("emu-refuse", refuse, _emulated(speed, "search answers 429 above 20 at once", refuses)),
+        Kind("emu-queue", QUEUE, _emulated(speed, "search serves 20 at once, in order of arrival", queues)),
+        Kind("emu-share", SHARE, _emulated(speed, "search shares the capacity of 20", 'mode = "share"')),
+        Kind("emu-quota", quota, _emulated(speed, "the model has a quota", quota=of_model)),
+        Kind("oth-refuse", refuse, arguments=_other(speed, "refuse")),
+        Kind("oth-queue", QUEUE, arguments=_other(speed, "queue")),
+        Kind("oth-share", SHARE, arguments=_other(speed, "share")),
+        Kind("oth-quota", quota, arguments=_other(speed, "", "--quota", f"{per_minute:g}/{QUOTA_BURST}")),
+        Kind("oth-model", MODEL, arguments=_other(speed, "", "--model-capacity", "queue=14")),
+        Kind("oth-mixed", MIXED, arguments=mixed),
+    )
+    return {kind.name: kind for kind in found}

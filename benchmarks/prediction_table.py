@@ -2,7 +2,7 @@
 
 The error of a time or a rate is relative to the run's; that of a share is in points. A band holds where the
 run's figure is within it. Two strategies under the same load of the same server are told apart by the runs
-where the intervals of a figure do not overlap.
+where the intervals of a figure do not overlap. Runs that a busy machine spoiled are shown, and not counted.
 """
 
 from __future__ import annotations
@@ -132,8 +132,6 @@ def report(pairs: Sequence[Pair], say: Callable[[str], None] = print) -> int:
     """Print the table and what it comes to; 0 where every goal is met."""
     for line in _each(pairs):
         say(line)
-    rows = [row for pair in pairs for row in compared(pair)]
-    numbered = sum(bool(compared(pair)) for pair in pairs)
     met = []
 
     def judge(said: str, holds: bool | None) -> None:
@@ -141,6 +139,9 @@ def report(pairs: Sequence[Pair], say: Callable[[str], None] = print) -> int:
         say(f"{said}{'' if holds is None else '  ok' if holds else '  MISSED'}")
 
     say("")
+    pairs = [pair for pair in pairs if pair.valid]
+    rows = [row for pair in pairs for row in compared(pair)]
+    numbered = sum(bool(compared(pair)) for pair in pairs)
     enough = numbered >= FEWEST_WITH_NUMBERS * len(pairs)
     judge(f"cells with a number: {numbered} of {len(pairs)} (goal: 10 of 12)", enough and bool(pairs))
     say(f"figures: {len(rows)}")

@@ -5,8 +5,7 @@
 Predictions are held against what agents meet here. It prints its port and keeps the log of `other_server`
 (`GET /log`, with the tool's name). A loop (by the client's header `x-toolloop-loop`) is a number of rounds of
 calls to some of the tools, then an answer. What it is and how long each of its parts takes follow from seed,
-loop, round and call, so that the same loop meets the same under every strategy, and two seeds have nothing in
-common.
+trial, loop, round and call: as with a real server, no trial of a run meets what another one met.
 
 How long a call takes: its tool's median × exp(sigma × z), where z is normal and made up of a part that all
 calls of a loop share (`--loop-share` of its variance), one that the calls of a round share (`--round-share`)
@@ -30,7 +29,6 @@ import json
 import math
 import random
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -48,11 +46,11 @@ class Bucket:
 
     def __init__(self, rate: float, size: float) -> None:
         self.rate, self.size = rate, size
-        self.level, self._at = size, time.monotonic()
+        self.level, self._at = size, 0.0
 
     def take(self) -> float:
         """Seconds until there will be one; 0: it has been taken."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self.level = min(self.size, self.level + (now - self._at) * self.rate)
         self._at = now
         if self.level < 1:
@@ -137,14 +135,14 @@ class Shape:
     def _normal(self, *place: int | str) -> float:
         return random.Random(f"{self.seed}/{place}").gauss(0.0, 1.0)
 
-    def _between(self, bounds: tuple[int, int], loop: int, *place: int | str) -> int:
+    def _between(self, bounds: tuple[int, int], loop: str, *place: int | str) -> int:
         """A whole number within `bounds`, each as likely as the others; larger in slow loops."""
         share = self.loop_share
         z = math.sqrt(share) * self._normal(loop) + math.sqrt(1 - share) * self._normal(loop, *place)
         low, high = bounds
         return min(high, low + int(_NORMAL.cdf(z) * (high - low + 1)))
 
-    def calls(self, loop: int, round_: int) -> list[Tool]:
+    def calls(self, loop: str, round_: int) -> list[Tool]:
         """The calls of a round; none in the last."""
         if round_ >= self._between(self.rounds, loop, "rounds"):
             return []
@@ -152,7 +150,7 @@ class Shape:
         draws = random.Random(f"{self.seed}/{loop}/{round_}/tools")
         return draws.choices(self.tools, [tool.weight for tool in self.tools], k=count)
 
-    def tool_seconds(self, tool: Tool, loop: int, round_: int, call: int) -> float:
+    def tool_seconds(self, tool: Tool, loop: str, round_: int, call: int) -> float:
         own = math.sqrt(max(0.0, 1 - self.loop_share - self.round_share))
         z = (
             math.sqrt(self.loop_share) * self._normal(loop)
@@ -161,7 +159,7 @@ class Shape:
         )
         return tool.median * min(_LONGEST, math.exp(self.sigma * z))
 
-    def reply(self, loop: int, round_: int) -> tuple[float, int]:
+    def reply(self, loop: str, round_: int) -> tuple[float, int]:
         """Seconds and output tokens of a reply."""
         share = self.loop_share
         z = math.sqrt(share) * self._normal(loop) + math.sqrt(1 - share) * self._normal(
@@ -177,10 +175,13 @@ class Drift:
 
     def __init__(self, factor: float, mean: float, seed: str) -> None:
         self._factor, self._mean, self._random = factor, mean, random.Random(seed)
-        self._until = time.monotonic()
+        self._until: float | None = None
 
     def now(self) -> float:
-        while self._factor != 1 and time.monotonic() >= self._until:
+        time = asyncio.get_running_loop().time()
+        if self._until is None:
+            self._until = time
+        while self._factor != 1 and time >= self._until:
             self._factor = 1 / self._factor
             self._until += self._random.expovariate(1 / self._mean)
         return self._factor
@@ -194,20 +195,21 @@ class CapacityServer(Server):
         self.late: list[int] = []
         self._shape, self._model, self._quota, self._drift = shape, model, quota, drift
         self._tools = {tool.name: tool for tool in shape.tools}
+        self._loops = 0
 
     async def answer(self, entry: Entry, body: bytes) -> Answer:
         headers = ""
         if entry.kind == "tool":
             tool = self._tools.get(entry.name)
-            if tool is None or not (entry.call or "").startswith("call_"):
+            if tool is None or entry.call is None:
                 entry.status = 404
                 return Answer(b"{}")
-            loop, round_, call = map(int, str(entry.call).split("_")[1:4])
+            loop, round_, call = _place(entry.call)
             seconds = self._shape.tool_seconds(tool, loop, round_, call) * self._drift.now()
             wait, answer = await tool.capacity.serve(seconds), b'{"found": "it"}'
         else:
             said = json.loads(body)["messages"]
-            loop, round_ = entry.loop or 0, sum(one["role"] == "assistant" for one in said)
+            loop, round_ = self._loop(entry, said), sum(one["role"] == "assistant" for one in said)
             wait = None
             if self._quota is not None:
                 wait = self._quota.take() or None
@@ -223,11 +225,19 @@ class CapacityServer(Server):
             headers += f"retry-after: {math.ceil(wait)}\r\nretry-after-ms: {math.ceil(1000 * wait)}\r\n"
         return Answer(REFUSED.body, headers)
 
-    def _completion(self, loop: int, round_: int, tokens: int, asked: int) -> bytes:
+    def _loop(self, entry: Entry, said: Sequence[Any]) -> str:
+        """By its calls, or by the client's headers; else a new one."""
+        for one in said:
+            for call in one.get("tool_calls") or ():
+                return _place(call["id"])[0]
+        self._loops += 1
+        return f"new{self._loops}" if entry.loop is None else f"{entry.trial}.{entry.loop}"
+
+    def _completion(self, loop: str, round_: int, tokens: int, asked: int) -> bytes:
         message: dict[str, Any] = {"role": "assistant", "content": "It is done."}
         calls = [
             {
-                # Where it is on the tape, and a number, since a loop is run again under the next strategy.
+                # Where it belongs, and a number, since a request may be sent again.
                 "id": f"call_{loop}_{round_}_{number}_{len(self.log)}",
                 "type": "function",
                 "function": {"name": tool.name, "arguments": json.dumps({"query": f"q{number}"})},
@@ -240,6 +250,12 @@ class CapacityServer(Server):
         usage = {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens}
         completion = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
         return json.dumps(completion | {"usage": usage}).encode()
+
+
+def _place(call: str) -> tuple[str, int, int]:
+    """Loop, round and number of a call, by its id."""
+    _, loop, round_, number, _ = call.split("_")
+    return loop, int(round_), int(number)
 
 
 def _quota_headers(bucket: Bucket) -> str:

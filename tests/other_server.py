@@ -111,7 +111,7 @@ class Sharing:
     def __init__(self, servers: int) -> None:
         self._servers = servers
         self._done = 0.0  # what each job has had by now, in seconds of a server
-        self._at = time.monotonic()
+        self._at = 0.0
         self._jobs: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -128,7 +128,7 @@ class Sharing:
         return min(1.0, self._servers / max(1, len(self._jobs)))
 
     def _advance(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._done += (now - self._at) * self._rate()
         self._at = now
 

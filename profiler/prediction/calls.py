@@ -24,6 +24,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+TOGETHER_NS = 2_000_000
+"""Calls that started within this time may have reached the server in any order, over several connections."""
+
 Kind = Literal["none", "queue", "share", "refuse", "rate"]
 
 
@@ -69,7 +72,7 @@ def in_flight(calls: Calls) -> Ints:
     order = np.lexsort((calls.refused, calls.started))
     taken = ~calls.refused[order]
     started = calls.started[order]
-    before = np.cumsum(taken) - taken
+    before: Ints = np.cumsum(taken) - taken
     # A call that ends at the instant at which it starts is never under way for others.
     left = np.searchsorted(np.sort(calls.ended[~calls.refused]), started, side="right")
     found = np.empty(started.size, dtype=np.int64)
@@ -97,6 +100,10 @@ class Timeline:
     `order` sorts the rows that it was made of. `times` are the starts and ends of all calls, merged;
     `number[k]` of them are in flight from `times[k]` on. `start_at` and `end_at` say where in `times` each
     call's own are.
+
+    `turn` lists them in the order in which they are taken to have reached the server. Of calls that started
+    `together` (numbered in that order), those that ended first came first: where one waits for another, no
+    other order can have been.
     """
 
     order: Ints
@@ -107,6 +114,8 @@ class Timeline:
     number: Ints
     start_at: Ints
     end_at: Ints
+    turn: Ints
+    together: Ints
 
     @classmethod
     def of(cls, started: Ints, ended: Ints) -> Timeline:
@@ -122,7 +131,11 @@ class Timeline:
         place[merged] = np.arange(2 * size)
         number = np.cumsum(np.where(merged < size, 1, -1))
         others = number[place[:size]] - 1
-        return cls(order, started, ended, others, times[merged], number, place[:size], place[size:])
+        together = _together(started)
+        turn = np.lexsort((ended, together))
+        return cls(
+            order, started, ended, others, times[merged], number, place[:size], place[size:], turn, together
+        )
 
     @property
     def durations(self) -> Ints:
@@ -144,10 +157,33 @@ class Timeline:
         latest = [-(2**62)] * capacity
         free: list[int] = []
         remember, replace = free.append, heapq.heappushpop
-        for end in self.ended.tolist():
+        for end in self.ended[self.turn].tolist():
             remember(latest[0])
             replace(latest, end)
-        return np.maximum(self.started, np.array(free, dtype=np.int64))
+        served = np.empty(self.started.size, dtype=np.int64)
+        served[self.turn] = free
+        return np.maximum(self.started, served)
+
+    def chosen(self, served_from: Ints) -> Floats:
+        """Of each call the log of the chance that it came in its `turn` of the calls that started together.
+
+        Of k calls k! orders are possible before, and after only those in which no call ends before its
+        service began. Their number is a product over the places, from the last to the first: of the calls
+        that end later than service there began, those that no later place has.
+        """
+        together, ended = self.together, self.ended[self.turn]
+        first = np.searchsorted(together, together, side="left")
+        after = np.searchsorted(together, together, side="right")
+        place = np.arange(together.size) - first + 1
+        since = self.started[first]
+        far = np.int64(2) ** 42  # more than an hour: no call is looked at for longer
+        keys = together * far + np.minimum(far - 1, ended - since)
+        wanted = together * far + np.minimum(far - 1, served_from[self.turn] - since)
+        left = np.minimum(after, np.maximum(first, np.searchsorted(keys, wanted, side="right")))
+        fit = np.maximum(1, after - left - (after - first - place))
+        chances = np.empty(together.size)
+        chances[self.turn] = np.log(np.minimum(fit, place) / place)
+        return chances
 
     def _shared(self, capacity: int) -> Floats:
         speed = np.minimum(1.0, capacity / np.maximum(1, self.number[:-1]))
@@ -157,3 +193,14 @@ class Timeline:
     def speed_at_end(self, capacity: int) -> Floats:
         """The speed at which each call was served just before it ended, sharing `capacity` servers."""
         return np.minimum(1.0, capacity / np.maximum(1, self.number[np.maximum(0, self.end_at - 1)]))
+
+
+def _together(started: Ints) -> Ints:
+    """Numbers the calls that started within `TOGETHER_NS`; `started` ascends."""
+    if not started.size:
+        return started
+    apart = np.diff(started, prepend=started[0]) > TOGETHER_NS
+    begun = started[np.maximum.accumulate(np.where(apart, np.arange(started.size), 0))]
+    # A long row of calls without a pause is cut.
+    part = (started - begun) // TOGETHER_NS
+    return np.cumsum(apart | (np.diff(part, prepend=0) != 0)).astype(np.int64)

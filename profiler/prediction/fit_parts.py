@@ -23,7 +23,8 @@ from profiler.prediction.fit import (
 )
 from profiler.prediction.fit_columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
 from profiler.prediction.fitting import Fitted, ServerFit, refused
-from profiler.prediction.quotas import QuotaFinding, fit_quotas
+from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.work import LoopWork
 from profiler.records import LoopRecord
 

@@ -20,6 +20,8 @@ UNEVEN_NS = 3_000_000
 """How much earlier or later than the client a server may see a call come or go: network and busy client."""
 EXPLAINED = 0.05
 """A rule may be wrong about this share of the refused and of the accepted calls."""
+ERRORS = 0.3
+"""As the client counts them, it may be wrong about more."""
 FEWEST = 10
 """Refused calls from which a rule is looked for."""
 _QUANTILES = np.concatenate((np.linspace(0, 0.01, 6), np.linspace(0.02, 0.5, 25)))
@@ -33,26 +35,27 @@ _MOST = 40_000
 class Threshold:
     """Calls that find `at` or more in flight are refused; `lowest` to `highest` explain as much.
 
-    `unexplained`: share of refused calls below it. `contradicting`: share of accepted calls above it.
-    `explains` marks the rows, in the order of the calls, that are refused because of it.
+    `errors` is the larger of two shares: of refused calls below it, and of accepted calls above it, as the
+    client counts. `explains` marks the rows that are refused because of it.
     """
 
     at: int
     lowest: int
     highest: int
-    unexplained: float
-    contradicting: float
+    errors: float
     explains: Bools
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A token bucket: `per_second` calls, `burst` at once; shares as of a `Threshold`."""
+    """A token bucket: `per_second` calls, `burst` at once; `errors` as of a `Threshold`. Rates from `lowest`
+    to `highest` explain as much."""
 
     per_second: float
+    lowest: float
+    highest: float
     burst: float
-    unexplained: float
-    contradicting: float
+    errors: float
 
 
 def bounds_in_flight(calls: Calls) -> tuple[Ints, Ints]:
@@ -85,22 +88,16 @@ def threshold(calls: Calls, others: Ints) -> Threshold | None:
         return None
     unexplained = _share_below(most[refused], candidates)
     contradicting = 1 - _share_below(fewest[taken], candidates)
-    # Among those that contradict nothing clearly, the one that the plain counts are best told apart by.
-    plain = _share_below(others[refused], candidates) + 1 - _share_below(others[taken], candidates)
-    # Accepted calls that came near the threshold are few, and count as much as the many far from it.
+    # Where the client may have counted wrong, all may be right. Of those, the best by the plain counts.
     clear = np.maximum(unexplained, contradicting)
-    best = clear.min()
-    good = np.flatnonzero(clear <= best + 0.005)
+    plain = np.maximum(_share_below(others[refused], candidates), 1 - _share_below(others[taken], candidates))
+    good = np.flatnonzero(clear <= clear.min() + 0.005)
     chosen = int(good[np.argmin(plain[good])])
+    if clear[chosen] > EXPLAINED or plain[chosen] > ERRORS:
+        return None
     at = int(candidates[chosen])
-    return Threshold(
-        at,
-        int(candidates[good[0]]),
-        int(candidates[good[-1]]),
-        float(unexplained[chosen]),
-        float(contradicting[chosen]),
-        refused & (most >= at),
-    )
+    lowest, highest = int(candidates[good[0]]), int(candidates[good[-1]])
+    return Threshold(at, lowest, highest, float(plain[chosen]), refused & (most >= at))
 
 
 def rate(calls: Calls, considered: Bools) -> Rate | None:
@@ -109,7 +106,7 @@ def rate(calls: Calls, considered: Bools) -> Rate | None:
     For a given rate, what is used of a bucket after each accepted call is U = max(0, U - rate * gap) + 1,
     whatever its size; a call is refused when U + 1 is more than the size.
     """
-    order = np.flatnonzero(considered)
+    order: Ints = np.flatnonzero(considered).astype(np.int64)
     order = order[np.argsort(calls.started[order], kind="stable")]
     order = _busiest(order, calls.refused[order])
     refused = calls.refused[order]
@@ -118,17 +115,24 @@ def rate(calls: Calls, considered: Bools) -> Rate | None:
     at = (calls.started[order] - calls.started[order[0]]) / 1e9
     tried = _rates(at, refused)
     best: tuple[float, float, float, float, float] | None = None
-    # A rate that is a little wrong explains nothing, since errors add up over many calls: hence the narrow steps.
+    # A rate that is a little wrong explains nothing, since errors add up over many calls.
     for width in (0.015, 0.002, 0.0):
-        for each in tried:
-            found = (*_split(at, refused, float(each)), float(each))
-            if best is None or found[0] < best[0]:
-                best = found
-        if best is None:
+        if not tried.size:
             return None
-        tried = best[-1] * (1 + np.linspace(-width, width, 31))
-    _, level, unexplained, contradicting, per_second = best
-    return Rate(per_second, level, unexplained, contradicting)
+        found = [(*_split(at, refused, each), each) for each in tried.tolist()]
+        best = min(found if best is None else [best, *found])
+        tried = best[-1] + best[-1] * np.linspace(-width, width, 31)
+    if best is None:
+        return None
+    errors, burst, unexplained, contradicting, per_second = best
+    if max(unexplained, contradicting) > EXPLAINED or errors > ERRORS:
+        return None
+    if per_second * UNEVEN_NS / 1e9 > burst / 2:  # too fast to be seen by a client
+        return None
+    near = per_second * np.geomspace(0.7, 1.4, 41)
+    as_good = [each for each in near.tolist() if _split(at, refused, each)[0] <= errors + 0.002]
+    lowest, highest = min([per_second, *as_good]), max([per_second, *as_good])
+    return Rate(per_second, lowest, highest, burst, errors)
 
 
 def _rates(at: Floats, refused: Bools) -> Floats:
@@ -138,7 +142,7 @@ def _rates(at: Floats, refused: Bools) -> Floats:
     were filled in, give or take one; or fewer, when the bucket was full for a while. Of all pairs of
     refusals so many apart, those with the most accepted a second tell.
     """
-    accepted = np.cumsum(~refused)[refused]
+    accepted = np.cumsum(~refused, dtype=np.int64)[refused]
     times = at[refused]
     rates: list[float] = []
     lag = 4

@@ -1,4 +1,4 @@
-"""How one server behaves under load, from what its clients saw: identified where they saw it, or said not to be.
+"""How one server behaves under load, from what its clients saw; or that they did not see it.
 
 A rule is named only when the recording went past it: calls waited, shared or were refused, the rule explains
 them much better than any other does, and what it leaves as service does not depend on the load. What is left
@@ -19,12 +19,11 @@ from profiler.prediction.calls import (
     Ints,
     Kind,
     Rule,
-    Timeline,
     in_flight,
     service_times,
 )
-from profiler.prediction.refusals import EXPLAINED, FEWEST, Rate, Threshold, bounds_in_flight, rate, threshold
-from profiler.prediction.waiting import Evidence, Explained, parts
+from profiler.prediction.refusals import FEWEST, Rate, Threshold, bounds_in_flight, rate, threshold
+from profiler.prediction.waiting import TOLERANCE_NS, Evidence, Explained
 
 __all__ = ["Calls", "Finding", "Kind", "Rule", "identify", "in_flight", "service_times"]
 
@@ -41,7 +40,21 @@ _NATS = 8.0
 _ERRORS = 4.0
 """Standard errors of a difference that tell."""
 _IMPOSSIBLE = 0.02
-"""A rule may exclude this share of what was seen: clients see calls start in another order than the server."""
+"""A rule may exclude this share of what was seen: a server may see calls in another order than clients."""
+_ORDER = 0.12
+"""Of calls that started together the order is the one that suits a queue best. That alone makes a queue more
+likely than sharing by up to this, for each such call that waited."""
+_SHADOWS = 0.1
+"""Under a rule this share of the services may be nothing, if it leaves no other short ones."""
+_CONTRADICTED = 2.0
+"""A rule under which services differ by this factor with the load is not looked at."""
+_REFUSES = 0.75
+"""A server only refuses when calls are known not to wait up to this share of the number that it takes."""
+_RATES = 1.05
+"""A rate is identified when those that explain as much are within this factor of each other."""
+_CLEAR = 0.02
+"""With fewer errors than this, a number in flight explains the refusals and no rate is looked for."""
+_WAITING: tuple[Kind, ...] = ("queue", "share")
 _COARSE = 14
 _LOADS = 5
 
@@ -73,10 +86,16 @@ class _Waiting:
     identified: bool
     sentence: str
     warnings: tuple[str, ...]
+    until: int | None = None
 
 
 def identify(calls: Calls, *, seed: int = 0) -> Finding:
-    """The rule that explains the calls of one server. The same calls give the same finding, with any `seed`."""
+    """The rule that explains the calls of one server best, if one does.
+
+    `seed` orders calls that started at the same instant: as far as anyone knows, any may have come first.
+    """
+    mixed = np.random.default_rng(seed).permutation(calls.started.size)
+    calls = Calls(calls.started[mixed], calls.ended[mixed], calls.refused[mixed], calls.group[mixed])
     others = in_flight(calls)
     taken = ~calls.refused
     seen = _seen(others[taken])
@@ -100,162 +119,211 @@ def _seen(others: Ints) -> tuple[float, float]:
 
 
 def _waiting(calls: Calls, taken: Bools) -> _Waiting:
-    timeline = Timeline.of(calls.started[taken], calls.ended[taken])
-    evidence = Evidence(timeline, calls.group[taken][timeline.order])
-    most = int(timeline.others.max()) + 1
-    none = evidence.of("none")
-    kinds: tuple[Kind, ...] = ("queue", "share")
-    within = False
-    best = _best(evidence, kinds, most, within)
-    drift = _changes(evidence, best or none)
-    if drift > UNEXPLAINED:
+    evidence = Evidence.of_calls(calls.started[taken], calls.ended[taken], calls.group[taken])
+    most = int(evidence.others.max()) + 1
+    best = _best(evidence, _WAITING, most)
+    if _changes(evidence, best or evidence.of("none")) > UNEXPLAINED:
         # What changes over the recording must not be taken for what changes with the load.
-        within = True
-        best = _best(evidence, kinds, most, within)
-    warnings: list[str] = []
-    if best is None or not _better(evidence, best, none, within=within) or _slowdown(timeline, best) < SLOWER:
+        evidence.within = True
+        best = _best(evidence, _WAITING, most)
+    none = evidence.of("none")
+    if (
+        best is None
+        or not _better(evidence, best, none, _nats(evidence, best))
+        or _slowdown(evidence, best) < SLOWER
+    ):
         return _no_waiting(evidence, most)
+    best, low, high = _least_dependent(evidence, best, *_as_good(evidence, best, most))
+    return _named(evidence, best, low, high, most)
+
+
+def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) -> _Waiting:
+    """Whether the best rule is the server's; `low` to `high` are the capacities that explain as much."""
+    kind, capacity = best.kind, best.capacity
+    assert capacity is not None  # only none is without
+    what = _words(kind, low, high)
+    warnings: tuple[str, ...] = ()
     drift = _changes(evidence, best)
     if drift > UNEXPLAINED:
-        warnings.append(f"its times change over the recording (drift): x {drift:.2f}")
-    assert best.capacity is not None  # only none is without
-    low, high = _as_good(evidence, best, most, within)
-    what = _words(best.kind, low, high)
-    if not _better(evidence, best, none, within=True, nats=5.0, errors=3.0):
+        warnings = (f"its times change over the recording (drift): x {drift:.2f}",)
+    inner, outer = (evidence.of(*key, within=True) for key in ((kind, capacity), ("none", None)))
+    if not _better(evidence, inner, outer, nats=5.0, errors=3.0):
         text = f"slower later or under more load, which are not told apart: {what} would explain it"
-        return _Waiting(best.kind, best.capacity, (low, high), False, text, tuple(warnings))
+        return _Waiting(kind, capacity, (low, high), False, text, warnings)
+    if evidence.gain_apart_from_standstills(best, evidence.of("none")) <= 0:
+        text = "stood still for a while now and then: calls waited for that, and no rule is known"
+        return _Waiting("none", None, None, False, text, (*warnings, "stands still now and then"))
     factor, at_low, at_high = _dependence(evidence, best)
-    if factor > UNEXPLAINED:
-        raw, _, _ = _dependence(evidence, none)
-        warnings.append(
-            f"slower with load in a way that none of the rules explains: x {raw:.1f} from {at_low} to "
-            f"{at_high} in flight"
-        )
+    free = evidence.by_load(int(evidence.others.max()))
+    if factor > UNEXPLAINED or not _better(evidence, best, free, nats=5.0, errors=2.0):
+        raw, _, _ = _dependence(evidence, evidence.of("none"))
+        slower = _slower(raw, at_low, at_high)
         text = f"slower with load, but neither a queue nor sharing explains it ({what} comes nearest)"
-        return _Waiting("none", None, None, False, text, tuple(warnings))
-    other = _best(evidence, tuple(kind for kind in kinds if kind != best.kind), most, within)
-    if other is not None and not _better(evidence, best, other, within=within, nats=5.0, errors=3.0):
-        what = f"{what}, or {_words(other.kind, other.capacity, other.capacity)}: what was seen fits both"
-        return _Waiting(best.kind, best.capacity, (low, high), False, what, tuple(warnings))
-    beyond = int((timeline.others >= best.capacity).sum())
-    text = f"{what} (seen: {beyond} calls came when {best.capacity} or more were in flight)"
-    identified = high <= MARGIN * low + 1
-    if not identified:
+        return _Waiting("none", None, None, False, text, (*warnings, slower))
+    other = _best(evidence, ("share",) if kind == "queue" else ("queue",), most)
+    if other is not None and not _better(evidence, best, other, _nats(evidence, best, 5.0), errors=3.0):
+        text = f"{what}, or {_words(other.kind, other.capacity, other.capacity)}: what was seen fits both"
+        return _Waiting(kind, capacity, (low, high), False, text, warnings)
+    if high > MARGIN * low + 1:
         text = f"{what}: which, the recording does not tell"
-    return _Waiting(best.kind, best.capacity, (low, high), identified, text, tuple(warnings))
+        return _Waiting(kind, capacity, (low, high), False, text, warnings)
+    beyond = int((evidence.others >= capacity).sum())
+    text = f"{what} (seen: {beyond} calls came when {capacity} or more were in flight)"
+    return _Waiting(kind, capacity, (low, high), True, text, warnings)
+
+
+def _nats(evidence: Evidence, explained: Explained, least: float = _NATS) -> float:
+    """By how much the likelihood must be higher, to be for the rule and not for the order that suits it."""
+    if explained.kind != "queue" or explained.capacity is None:
+        return least
+    return max(least, _ORDER * evidence.reordered(explained.capacity))
+
+
+def _slower(factor: float, low: int, high: int) -> str:
+    return (
+        f"slower with load in a way that none of the rules explains: x {factor:.1f} from {low} to {high} in "
+        "flight"
+    )
 
 
 def _no_waiting(evidence: Evidence, most: int) -> _Waiting:
-    none = evidence.of("none")
-    factor, low, high = _dependence(evidence, none)
-    drift = _changes(evidence, none)
+    factor, low, high = _dependence(evidence, evidence.of("none"))
+    drift = _changes(evidence, evidence.of("none"))
     warnings = []
     if drift > UNEXPLAINED:
         warnings.append(f"its times change over the recording (drift): x {drift:.2f}")
     if factor > UNEXPLAINED:
-        warnings.append(
-            f"slower with load in a way that none of the rules explains: x {factor:.1f} from {low} to {high} "
-            "in flight"
-        )
+        warnings.append(_slower(factor, low, high))
         text = "slower with load, but neither a queue nor sharing explains it"
         return _Waiting("none", None, None, False, text, tuple(warnings))
+    until = _excluded(evidence, most)
     text = f"never more than {most} in flight: no slower up to there, and nothing is known above"
-    return _Waiting("none", None, None, True, text, tuple(warnings))
+    if until < most:
+        text = f"no slower up to {until} in flight; too few calls went above that to tell"
+    return _Waiting("none", None, None, True, text, tuple(warnings), until)
 
 
-def _best(evidence: Evidence, kinds: Sequence[Kind], most: int, within: bool) -> Explained | None:
+def _excluded(evidence: Evidence, most: int) -> int:
+    """The number in flight up to which calls are known not to wait: any lower capacity would have shown."""
+    none = evidence.of("none")
+
+    def excluded(capacity: int) -> bool:
+        rules = [evidence.of(kind, capacity) for kind in _WAITING]
+        return all(
+            not _possible(evidence, each) or _better(evidence, none, each, nats=2.0, errors=2.0)
+            for each in rules
+            if (evidence.others >= capacity).any()
+        )
+
+    good, bad = 0, most
+    for capacity in evidence.tried("share"):
+        if not excluded(capacity):
+            bad = capacity
+            break
+        good = capacity
+    while bad - good > max(1, good // 50):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if excluded(middle) else (good, middle)
+    return bad
+
+
+def _best(evidence: Evidence, kinds: Sequence[Kind], most: int) -> Explained | None:
     """The rule of these kinds with the highest likelihood, of those that can be; None if none can."""
     found: list[Explained] = []
-    for kind in kinds:
-        if most < 2:
-            continue
-        for capacity in np.unique(np.rint(np.geomspace(1, most - 1, _COARSE)).astype(np.int64)).tolist():
-            evidence.of(kind, capacity)
-        while True:
-            tried = evidence.tried(kind)
-            ranked = [
-                each for each in map(lambda c: evidence.of(kind, c), tried) if _possible(evidence, each)
-            ]
-            if not ranked:
-                break
-            top = max(ranked, key=lambda each: _score(each, within))
-            assert top.capacity is not None
-            at = tried.index(top.capacity)
-            between = [
-                (low + high) // 2
-                for low, high in zip(tried[max(0, at - 1) : at + 1], tried[at : at + 2], strict=False)
-                if high - low > max(1, high // 100)
-            ]
-            if not between:
-                found.append(top)
-                break
-            for capacity in between:
+    for kind in kinds if most > 1 else ():
+        tried = np.unique(np.rint(np.geomspace(1, most - 1, _COARSE)).astype(np.int64)).tolist()
+        while tried:
+            for capacity in tried:
                 evidence.of(kind, capacity)
-    return max(found, key=lambda each: _score(each, within), default=None)
+            known = evidence.tried(kind)
+            possible = [each for each in (evidence.of(kind, c) for c in known) if _possible(evidence, each)]
+            if not possible:
+                break
+            top = max(possible, key=_score)
+            assert top.capacity is not None  # those of a queue or a share have one
+            near = [c for c in known if c < top.capacity][-1:] + [c for c in known if c > top.capacity][:1]
+            # Capacities that differ by less than a hundredth are not told apart.
+            tried = [(c + top.capacity) // 2 for c in near if abs(c - top.capacity) > max(1, c // 100)]
+            if not tried:
+                found.append(top)
+    return max(found, key=_score, default=None)
 
 
-def _score(explained: Explained, within: bool) -> float:
-    return float((explained.within if within else explained.likelihood).sum())
+def _score(explained: Explained) -> float:
+    return float(explained.likelihood.sum())
 
 
 def _possible(evidence: Evidence, explained: Explained) -> bool:
-    """Whether the rule is not contradicted: few services are negative, and no load has all the short ones."""
-    if explained.impossible > _IMPOSSIBLE:
-        return False
-    factor, _, _ = _dependence(evidence, explained)
-    return factor < 2.0
+    """Whether nothing contradicts the rule: few services are negative, not many are nothing at all, and no
+    load has all the short ones."""
+    key = (explained.kind, explained.capacity)
+    if key not in evidence.possible:
+        raw, services = evidence.durations, explained.services
+        # Calls that end together, since they began together, look like the first of a queue and its shadows.
+        nothing = float(np.mean(services < TOLERANCE_NS) - np.mean(raw < TOLERANCE_NS))
+        little = float(np.mean((services >= TOLERANCE_NS) & (services < 2 * TOLERANCE_NS)))
+        shadows = nothing > _SHADOWS and little < nothing / 4
+        evidence.possible[key] = (
+            explained.impossible <= _IMPOSSIBLE
+            and not shadows
+            and _dependence(evidence, explained)[0] < _CONTRADICTED
+        )
+    return evidence.possible[key]
 
 
 def _better(
-    evidence: Evidence,
-    better: Explained,
-    worse: Explained,
-    *,
-    within: bool,
-    nats: float = _NATS,
-    errors: float = _ERRORS,
+    evidence: Evidence, better: Explained, worse: Explained, nats: float = _NATS, errors: float = _ERRORS
 ) -> bool:
-    gain, error = evidence.gain(better, worse, within=within)
+    gain, error = evidence.gain(better, worse)
     return gain > max(nats, errors * error)
 
 
-def _as_good(evidence: Evidence, best: Explained, most: int, within: bool) -> tuple[int, int]:
+def _as_good(evidence: Evidence, best: Explained, most: int) -> tuple[int, int]:
     """The lowest and the highest capacity that explain nearly as much."""
     assert best.capacity is not None
     edges = []
-    for direction in (-1, 1):
-        good, step = best.capacity, 1
-        bad: int | None = None
-        while bad is None or abs(bad - good) > max(1, good // 100):
-            tried = good + direction * step if bad is None else (good + bad) // 2
-            if not 1 <= tried < most:
-                if step == 1 or bad is not None:
-                    break
-                bad = 0 if direction < 0 else most
-                continue
-            if _better(evidence, best, evidence.of(best.kind, tried), within=within, nats=3.0, errors=2.5):
-                bad = tried
+    for direction, end in ((-1, 0), (1, most)):
+        good, bad, step = best.capacity, end, 1
+        while abs(bad - good) > max(1, good // 100):
+            tried = good + direction * step
+            if (bad - tried) * direction <= 0:
+                tried = (good + bad) // 2
+            if _better(evidence, best, evidence.of(best.kind, tried), nats=3.0, errors=2.5):
+                bad, step = tried, 1
             else:
-                good = tried
-                step *= 2
+                good, step = tried, 2 * step
         edges.append(good)
     return edges[0], edges[1]
 
 
-def _slowdown(timeline: Timeline, explained: Explained) -> float:
+def _least_dependent(evidence: Evidence, best: Explained, low: int, high: int) -> tuple[Explained, int, int]:
+    """Of capacities that explain nearly as much, the best of those that leave no dependence on the load."""
+    good = [evidence.of(best.kind, c) for c in evidence.tried(best.kind) if low <= c <= high]
+    free = [
+        each for each in good if _possible(evidence, each) and _dependence(evidence, each)[0] <= UNEXPLAINED
+    ]
+    if not free:
+        return best, low, high
+    known = [each.capacity for each in free if each.capacity is not None]
+    return max(free, key=_score), min(known), max(known)
+
+
+def _slowdown(evidence: Evidence, explained: Explained) -> float:
     """How many times its service a call took that found the capacity in use."""
     assert explained.capacity is not None
-    beyond = timeline.others >= explained.capacity
+    beyond = evidence.others >= explained.capacity
     if beyond.sum() < 20:
         return 1.0
-    services = np.maximum(1.0, explained.services[beyond])
-    return float(timeline.durations[beyond].sum() / services.sum())
+    services, durations = np.maximum(1.0, explained.services[beyond]), evidence.durations[beyond]
+    if float(np.mean(durations - services)) < TOLERANCE_NS:  # what a network may add
+        return 1.0
+    return float(durations.sum() / services.sum())
 
 
 def _dependence(evidence: Evidence, explained: Explained) -> tuple[float, int, int]:
-    """The factor by which services differ with the number in flight at their start, as far as it is no chance;
-    and the numbers between which they do (each call itself counted)."""
-    others = evidence.timeline.others
+    """The factor by which services differ with the number in flight at their start, as far as it is no
+    chance; and the numbers between which they do (each call itself counted)."""
+    others = evidence.others
     logs = evidence.scaled(explained.services)
     edges = np.unique(np.quantile(others, np.linspace(0, 1, _LOADS + 1)[1:-1]))
     if explained.capacity is not None:
@@ -269,14 +337,14 @@ def _dependence(evidence: Evidence, explained: Explained) -> tuple[float, int, i
 
 def _changes(evidence: Evidence, explained: Explained) -> float:
     """The factor by which services differ between the parts of the recording, as far as it is no chance."""
-    order = np.arange(evidence.group.size)
-    part = order * 4 // order.size
+    size = evidence.others.size
+    part = np.arange(size) * 4 // size
     factor, _, _ = _differ(evidence.scaled(explained.services), part, evidence.block)
     return factor
 
 
 def _differ(logs: Floats, part: Ints, block: Ints) -> tuple[float, int, int]:
-    """By what factor the parts with the lowest and highest mean differ, less two standard errors; those parts.
+    """The factor by which the parts with the lowest and highest mean differ, less two standard errors; which.
 
     Calls of one block and part count as one for the standard error, since calls of a loop are correlated.
     """
@@ -326,11 +394,12 @@ def _refusing(calls: Calls, others: Ints) -> _Refusing:
     if count < FEWEST:
         return _Refusing(None, None, False, f"{count} refusals, too few to tell what for")
     found = threshold(calls, others)
-    if found is not None and max(found.unexplained, found.contradicting) <= EXPLAINED:
+    rated = None
+    if found is None or found.errors > _CLEAR:
+        rated = rate(calls, np.ones(refused.size, dtype=np.bool_))
+    if found is not None and (rated is None or found.errors <= rated.errors):
         return _Refusing(found, None, True, "")
-    every = np.ones(refused.size, dtype=np.bool_)
-    rated = rate(calls, every)
-    if rated is not None and max(rated.unexplained, rated.contradicting) <= EXPLAINED:
+    if rated is not None:
         return _Refusing(None, rated, True, "")
     both = _both(calls, others)
     if both is not None:
@@ -344,16 +413,22 @@ def _both(calls: Calls, others: Ints) -> _Refusing | None:
     """A capacity that no accepted call exceeds, and a rate that explains the refusals below it."""
     refused = calls.refused
     fewest, most = bounds_in_flight(calls)
-    at = int(np.quantile(fewest[~refused], 0.999)) + 1
+    least = int(np.quantile(fewest[~refused], 0.999)) + 1
+    tried = np.arange(least, max(least, int(np.quantile(others[~refused], 0.999))) + 2)
+    wrong = [
+        (~refused & (others >= at)).sum() + (refused & (others >= least) & (others < at)).sum()
+        for at in tried
+    ]
+    at = int(tried[int(np.argmin(wrong))])
     above = refused & (others >= at)
     near = (others < at) & (others >= at - max(3, at // 10))
+    # Near the capacity calls are accepted, at it none are.
     if above.sum() < 2 * FEWEST or not near.any() or np.mean(~refused[near]) < 0.3:
         return None
-    rest = refused & (most < at)
-    rated = rate(calls, ~refused | rest)
-    if rated is None or max(rated.unexplained, rated.contradicting) > EXPLAINED:
+    rated = rate(calls, ~refused | (refused & (most < at)))
+    if rated is None:
         return None
-    return _Refusing(Threshold(at, at, at, 0.0, 0.0, above), rated, True, "")
+    return _Refusing(Threshold(at, at, at, 0.0, above), rated, True, "")
 
 
 # Both.
@@ -371,22 +446,30 @@ def _together(waiting: _Waiting, refusing: _Refusing, seen: tuple[float, float],
             sentence += f"; refuses above {limit.at} at once {seen_refused}"
         else:
             rule = Rule("refuse", limit.at)
-            capacities, identified = (limit.lowest, limit.highest), True
-            sentence = f"refuses above {_range(limit)} at once {seen_refused}"
+            capacities, identified = (limit.lowest, limit.highest), limit.highest <= MARGIN * limit.lowest + 1
+            words = f"refuses above {_range(limit)} at once {seen_refused}"
+            if not waiting.identified or (waiting.until or 0) < _REFUSES * limit.at:
+                identified, words = False, f"{words}; {sentence}"  # it may hold some in a queue
+            sentence = words
     if refusing.rate is not None:
         burst = max(1, round(refusing.rate.burst))
         rule = replace(rule, rate=refusing.rate.per_second, burst=float(burst))
         words = f"refuses above {refusing.rate.per_second:.4g} a second, {burst} at once"
+        if refusing.rate.highest > _RATES * refusing.rate.lowest:
+            between = f"{refusing.rate.lowest:.3g} and {refusing.rate.highest:.3g}"
+            words += f" (any rate between {between} explains what was seen)"
+            identified = False
         if rule.kind == "none":
             rule = replace(rule, kind="rate")
             words += f" (seen: {refusals} refusals)"
-            identified = identified or not warnings
-            sentence = words if identified else f"{words}; {sentence}"
+            sentence = words if identified and not warnings else f"{words}; {sentence}"
         else:
             sentence += f"; {words}"
     if refusing.words:
         warnings = (*warnings, refusing.words)
         identified = identified and refusing.known
+    if waiting.until is not None and rule.kind in ("none", "rate"):
+        seen = (min(seen[0], waiting.until), min(seen[1], waiting.until))
     return Finding(rule, identified, seen, capacities, sentence, warnings)
 
 

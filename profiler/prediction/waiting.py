@@ -1,4 +1,4 @@
-"""How well a rule of waiting explains the calls of one server: the likelihood of their ends, given their starts.
+"""How well a rule explains the calls of one server: the likelihood of their ends, given their starts.
 
 Under the right rule the services are draws from one distribution, whatever the load. So the probability
 that a call ends within a millisecond of when it did is that of its service within a millisecond, times the
@@ -39,64 +39,174 @@ _STRETCHES = 8
 """Stretches of a trial, at most."""
 
 
+_LOADS = 30
+"""Numbers in flight, or ranges of them, that durations may depend on in any way."""
+_DIFFERS = 0.1
+"""The order of calls matters where services of those together began further apart: a share of a usual one."""
+_GAPS = 100
+"""Gaps between ends that are looked at in a trial: the longest."""
+_LONG_GAP = 10
+"""A standstill is a gap between two ends this many times the usual."""
+_EXPECTED = 12.0
+"""A standstill is a gap in which this many calls should have ended."""
+_MOST = 30_000
+"""Calls that rules are compared on: of more, the first ones of each trial."""
+
+
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """The calls under one rule. `likelihood` and `within` are log densities per call, in the timeline's
-    order: plain, and without what changes from stretch to stretch. `impossible` is the share of calls that
-    end before their service began."""
+    """The calls under one rule. `services` and `likelihood`, log probabilities, are per call in the order of
+    the evidence. `impossible` is the share of calls that end before their service began."""
 
     kind: Kind
     capacity: int | None
     services: Floats
     likelihood: Floats
-    within: Floats
     impossible: float
 
 
 @dataclass(slots=True)
 class Evidence:
-    """Scores rules on one timeline; rules that were scored before are not scored again."""
+    """Scores rules on one timeline; rules that were scored before are not scored again.
+
+    Not every call of the timeline is scored: `scored` are its first calls of each trial, the others are there
+    since they were in flight beside them. `others`, `durations`, `block` and all that is returned are of the
+    scored ones. With `within` set, what changes from stretch to stretch does not count.
+    """
 
     timeline: Timeline
     group: Ints
+    scored: Bools
+    within: bool = False
+    others: Ints = field(init=False)
+    durations: Ints = field(init=False)
     block: Ints = field(init=False)
-    stretch: Ints = field(init=False)
-    _half: Bools = field(init=False)
-    _scored: dict[tuple[Kind, int | None], Explained] = field(init=False, default_factory=dict)
+    possible: dict[tuple[Kind, int | None], bool] = field(init=False, default_factory=dict)
     resolution: float = field(init=False)
+    _stretch: Ints = field(init=False)
+    _half: Bools = field(init=False)
+    _services: dict[tuple[Kind, int | None], tuple[Floats, Floats, Floats]] = field(
+        init=False, default_factory=dict
+    )
+    _explained: dict[tuple[Kind, int | None, bool], Explained] = field(init=False, default_factory=dict)
     _offset: float = field(init=False)
 
+    @classmethod
+    def of_calls(cls, started: Ints, ended: Ints, group: Ints) -> Evidence:
+        timeline = Timeline.of(started, ended)
+        group = group[timeline.order]
+        scored = np.ones(group.size, dtype=np.bool_)
+        if group.size > _MOST:
+            kept = np.zeros(group.size, dtype=np.bool_)
+            for each in np.unique(group):
+                rows = np.flatnonzero(group == each)
+                count = max(1, rows.size * _MOST // group.size)
+                scored[rows[count:]] = False
+                until = timeline.ended[rows[:count]].max()
+                beside = int(np.searchsorted(timeline.started[rows], until, side="right"))
+                kept[rows[: min(beside, 2 * count)]] = True
+            scored, group = scored[kept], group[kept]
+            timeline = Timeline.of(timeline.started[kept], timeline.ended[kept])
+        return cls(timeline, group, scored)
+
     def __post_init__(self) -> None:
-        size = self.group.size
-        self.block = parts(self.group, max(20, size // _BLOCKS), _BLOCKS)
-        self.stretch = parts(self.group, _STRETCH, _STRETCHES)
+        self.others = self.timeline.others[self.scored]
+        self.durations = self.timeline.durations[self.scored]
+        group = self.group[self.scored]
+        self.block = parts(group, max(20, group.size // _BLOCKS), _BLOCKS)
+        self._stretch = parts(group, _STRETCH, _STRETCHES)
         self._half = self.block % 2 == 0
-        short = float(np.quantile(self.timeline.durations, 0.1))
+        short = float(np.quantile(self.durations, 0.1))
         self.resolution = max(RESOLUTION_NS, RESOLUTION * short)
         self._offset = max(RESOLUTION_NS, short / 4)
 
-    def of(self, kind: Kind, capacity: int | None = None) -> Explained:
-        key = (kind, capacity)
-        if key not in self._scored:
-            self._scored[key] = self._score(kind, capacity)
-        return self._scored[key]
+    def of(self, kind: Kind, capacity: int | None = None, *, within: bool | None = None) -> Explained:
+        within = self.within if within is None else within
+        key = (kind, capacity, within)
+        if key not in self._explained:
+            self._explained[key] = self._explain(kind, capacity, within)
+        return self._explained[key]
 
     def tried(self, kind: Kind) -> list[int]:
-        return sorted(capacity for known, capacity in self._scored if known == kind and capacity is not None)
+        """The capacities that were scored."""
+        return sorted(
+            capacity
+            for known, capacity, within in self._explained
+            if known == kind and capacity is not None and within == self.within
+        )
 
-    def _score(self, kind: Kind, capacity: int | None) -> Explained:
-        services = self.timeline.services(kind, capacity)
-        tolerance = np.maximum(TOLERANCE_NS, TOLERANCE * self.timeline.durations)
-        possible = services >= -tolerance
+    def _explain(self, kind: Kind, capacity: int | None, within: bool) -> Explained:
+        services, resolution, order = self._served(kind, capacity)
+        possible = services >= -np.maximum(TOLERANCE_NS, TOLERANCE * self.durations)
         # What an end that is known to +- `resolution` says of the service.
-        known = np.full(services.size, self.resolution)
-        if kind == "share" and capacity is not None:
-            known *= self.timeline.speed_at_end(capacity)
-        logs, below, above = (self.scaled(services + step) for step in (0.0, -known, known))
-        plain = self._probabilities(logs, below, above, possible)
-        centre = _medians(logs, self.stretch, possible)
-        within = self._probabilities(logs - centre, below - centre, above - centre, possible)
-        return Explained(kind, capacity, services, plain, within, float(np.mean(~possible)))
+        logs, below, above = (self.scaled(services + step) for step in (0.0, -resolution, resolution))
+        if within:
+            centre = _medians(logs, self._stretch, possible)
+            logs, below, above = logs - centre, below - centre, above - centre
+        likelihood = self._probabilities(logs, below, above, possible) + order
+        return Explained(kind, capacity, services, likelihood, float(np.mean(~possible)))
+
+    def by_load(self, most: int) -> Explained:
+        """Durations that depend in any way on the number in flight at the start: no rule, but one to beat."""
+        services = self.durations.astype(np.float64)
+        logs, below, above = (
+            self.scaled(services + step) for step in (0.0, -self.resolution, self.resolution)
+        )
+        edges = np.unique(np.quantile(self.others, np.linspace(0, 1, min(most, _LOADS) + 1)[1:-1]))
+        part = np.searchsorted(edges, self.others, side="right").astype(np.int64)
+        every = np.ones(part.size, dtype=np.bool_)
+        centre = _medians(logs, part, every)
+        if self.within:
+            centre += _medians(logs - centre, self._stretch, every)
+        likelihood = self._probabilities(logs - centre, below - centre, above - centre, every)
+        return Explained("none", None, services, likelihood, 0.0)
+
+    def gain_apart_from_standstills(self, better: Explained, worse: Explained) -> float:
+        """The gain less three standard errors, of calls that were not under way while the server stood still.
+
+        It does while nothing ends, though of the calls under way many should: as many as their ages and the
+        durations of all say (Nelson and Aalen's cumulative hazard).
+        """
+        hit = np.zeros(self.durations.size, dtype=np.bool_)
+        group = self.group[self.scored]
+        started, ended = self.timeline.started[self.scored], self.timeline.ended[self.scored]
+        for each in np.unique(group):
+            rows = group == each
+            begun, over = started[rows], ended[rows]
+            durations, ends = np.sort(over - begun), np.sort(over)
+            hazard = np.cumsum(1.0 / np.arange(durations.size, 0, -1))
+            gaps = np.diff(ends)
+            for at in np.argsort(gaps)[-_GAPS:]:
+                if gaps[at] < _LONG_GAP * np.median(gaps):
+                    continue
+                under_way = (begun < ends[at]) & (over > ends[at])
+                ages = [moment - begun[under_way] for moment in (ends[at], ends[at + 1] - 1)]
+                before, after = (
+                    np.concatenate(([0.0], hazard))[np.searchsorted(durations, age, side="right")]
+                    for age in ages
+                )
+                if float((after - before).sum()) > _EXPECTED:
+                    hit |= (started < ends[at + 1]) & (ended > ends[at])
+        if not hit.any():
+            return 1.0
+        difference = np.where(hit, 0.0, better.likelihood - worse.likelihood)
+        sums = np.bincount(self.block, weights=difference)
+        return float(difference.sum() - 3 * np.std(sums) * np.sqrt(sums.size))
+
+    def _served(self, kind: Kind, capacity: int | None) -> tuple[Floats, Floats, Floats]:
+        """The services under a rule, how well each is known, and the log chance of each one's turn."""
+        key = (kind, capacity)
+        if key not in self._services:
+            timeline, scored = self.timeline, self.scored
+            services = timeline.services(kind, capacity)
+            known = np.full(services.size, self.resolution)
+            chance = np.zeros(services.size)
+            if kind == "share" and capacity is not None:
+                known *= timeline.speed_at_end(capacity)
+            elif kind == "queue":
+                chance = timeline.chosen(timeline.ended - services.astype(np.int64))
+            self._services[key] = services[scored], known[scored], chance[scored]
+        return self._services[key]
 
     def scaled(self, services: Floats) -> Floats:
         """The scale in which services are compared: logarithmic, but for those far below the usual."""
@@ -109,7 +219,6 @@ class Evidence:
         bins = int((high - low) / width) + 7
         low -= 3 * width
         at = np.clip(((logs - low) / width).astype(np.int64), 0, bins - 1)
-        edges = low + width * np.arange(bins + 1)
         spread = 2 * max(late - early, 10 * width)
         # A small part of the calls may be anywhere: the tails of the histogram know too little.
         anywhere = (above - below) * np.exp(-np.abs(logs - middle) / spread) / (2 * spread)
@@ -119,15 +228,37 @@ class Evidence:
             counts = np.convolve(np.bincount(at[learned], minlength=bins), (0.25, 0.5, 0.25), mode="same")
             below_edge = np.concatenate(([0.0], np.cumsum(counts))) / max(1.0, counts.sum())
             rows = self._half == half
-            inside = np.interp(above[rows], edges, below_edge) - np.interp(below[rows], edges, below_edge)
+            inside = _under(below_edge, (above[rows] - low) / width) - _under(
+                below_edge, (below[rows] - low) / width
+            )
             found[rows] = 0.98 * inside + 0.02 * anywhere[rows]
         return np.where(possible, np.log(np.maximum(found, _OUTLIER)), np.log(_OUTLIER / 10))
 
-    def gain(self, better: Explained, worse: Explained, *, within: bool = False) -> tuple[float, float]:
+    def reordered(self, capacity: int) -> int:
+        """How many calls waited whose place among those that started together makes a difference."""
+        timeline = self.timeline
+        services = timeline.services("queue", capacity)
+        from_ = (timeline.ended - services)[timeline.turn]
+        first = np.flatnonzero(np.diff(timeline.together, prepend=-1))
+        spread = np.maximum.reduceat(from_, first) - np.minimum.reduceat(from_, first)
+        differs = np.empty(from_.size, dtype=np.bool_)
+        sizes = np.diff(np.append(first, from_.size))
+        differs[timeline.turn] = np.repeat(spread > _DIFFERS * np.median(services), sizes)
+        return int((differs[self.scored] & (self.others >= capacity)).sum())
+
+    def gain(self, better: Explained, worse: Explained) -> tuple[float, float]:
         """By how much the log likelihood of all calls is higher, and its standard error (over blocks)."""
-        difference = better.within - worse.within if within else better.likelihood - worse.likelihood
+        difference = better.likelihood - worse.likelihood
         sums = np.bincount(self.block, weights=difference)
         return float(difference.sum()), float(np.std(sums) * np.sqrt(sums.size))
+
+
+def _under(below_edge: Floats, at: Floats) -> Floats:
+    """The share below each position, counted in bins; within a bin it grows evenly."""
+    at = np.clip(at, 0, below_edge.size - 1)
+    edge = np.minimum(at.astype(np.int64), below_edge.size - 2)
+    share: Floats = below_edge[edge] + (at - edge) * (below_edge[edge + 1] - below_edge[edge])
+    return share
 
 
 def parts(group: Ints, least: int, most: int) -> Ints:

@@ -19,8 +19,8 @@ class CallWork:
     `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and
     client add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the
     start of the tool phase until it was handed to the strategy. `filled`: its service is not known, since it
-    was refused; that of another call stands for it. `client_ns` of it is held to be the client's own: sending,
-    and half of what a busy client may have noticed late.
+    was refused; that of another call stands for it. `client_ns` of it is held to be the client's own:
+    sending, and half of what a busy client may have noticed late.
     """
 
     tool: int

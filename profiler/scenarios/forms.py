@@ -115,8 +115,8 @@ class Distribution:
     constant: value; uniform: low, high; exponential: mean; lognormal: median, sigma; gamma: mean,
     shape; pareto: scale (the minimum), alpha; empirical: the values themselves, equally likely or as often
     as `weights` say; quantiles: `p`, the probabilities from 0 to 1, and then the `values` at them, between
-    which the quantile function is linear. Draws are clamped to [`minimum`, `maximum`]. Two equal distributions
-    with different `seed` draw different values.
+    which the quantile function is linear. Draws are clamped to [`minimum`, `maximum`]. Two equal
+    distributions with different `seed` draw different values.
     """
 
     kind: DistributionKind
