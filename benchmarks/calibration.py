@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.calibration_shape import drawn, made_up, run_of, true
+from tests.shaped_records import drawn, made_up, run_of, true
 from benchmarks.prediction_servers import CLIENT, CLIENT_TOOL, ROOT, SHAPE, TOOLS
 from profiler.prediction.fit_parts import fit_of
 from profiler.prediction.fitting import fit_run
