@@ -174,15 +174,6 @@ class StrategySpec:
         return self.eager != "no"
 
     @property
-    def replayable(self) -> bool:
-        """The durations of calls determine when each one starts, so that a recorded round can be replayed."""
-        # A setting of the agent's own may decide it, too.
-        if self.kind in ("unknown", "own") or self.variant or self.needs_stream:
-            return False
-        of_all_tools = self.scope in ("process", "agent")
-        return not self.rules or ([rule.kind for rule in self.rules] == ["semaphore"] and of_all_tools)
-
-    @property
     def scope(self) -> Scope:
         """The scope of its narrowest fixed limit."""
         if self.kind == "sequential":

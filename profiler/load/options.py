@@ -147,6 +147,16 @@ class Size(Options):
         "turns",
         ("compare", "mcp load", "predict"),
     )
+    for_prediction: bool = option(
+        "--for-prediction",
+        SWITCH,
+        False,
+        "a recording to predict from: levels from 1/8 to 1 1/2 times --users, under gathered (and "
+        "sequential, where nothing is paid for), unless --levels or --strategy name others; says at the end "
+        "which servers it took past their capacity",
+        "turns",
+        ("compare",),
+    )
 
     def __post_init__(self) -> None:
         self.check()

@@ -59,6 +59,39 @@ class Trials:
     drain_seconds: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The loops of one agent, or one source of arrivals, in the order of a recording; all times in ns.
+
+    `process` is the place of its process. `times_ns`: in a closed load the pause before each loop (of the
+    first: from the start of the trial); in an open one when each is due, from the start of the trial. `well`:
+    whether it ended well in the recording, which decides whether the pause after it was that of a failure.
+    """
+
+    process: int
+    loops: tuple[LoopWork, ...]
+    times_ns: tuple[int, ...]
+    well: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTrial:
+    """A trial with the loops of a recording in their order, instead of drawn ones.
+
+    It measures for `seconds`, which begin `warm_up_ns` after its start. An agent that has run all of its
+    loops before the end begins again with the first, after `again_ns`; in an open load the arrivals are
+    repeated every `period_ns`. `slots`: how many loops each process may have under way (-1: any number).
+    """
+
+    chains: tuple[Chain, ...]
+    is_open: bool
+    warm_up_ns: int
+    seconds: float
+    slots: tuple[int, ...]
+    again_ns: int = 0
+    period_ns: int = 0
+
+
 @dataclass(slots=True)
 class TrialResult:
     """The loops of one trial, in the order in which they ended; times in ns of the virtual clock.
@@ -606,6 +639,10 @@ class _Agent:
         self.failures = 0
         self.arrivals: Iterator[float] | None = None
 
+    def work(self) -> LoopWork:
+        """What its next loop does."""
+        return self.simulation.draw(self.simulation.clock.now, self.source)
+
     # A closed load:
 
     def begin(self, _: Any = None) -> None:
@@ -642,6 +679,63 @@ class _Agent:
         assert self.arrivals is not None
         due = self.simulation.begun + int(next(self.arrivals) * 1e9)
         self.simulation.clock.at(due, self.arrive, due)
+
+
+class _RecordedAgent(_Agent):
+    """Runs the loops of a chain in a closed load, each as long after the one before as it did."""
+
+    __slots__ = ("chain", "place", "trial")
+
+    def __init__(
+        self, simulation: _Simulation, process: _Process, source: int, chain: Chain, trial: RecordedTrial
+    ) -> None:
+        super().__init__(simulation, process, source)
+        self.chain = chain
+        self.trial = trial
+        self.place = 0
+
+    def work(self) -> LoopWork:
+        loops = self.chain.loops
+        work = loops[self.place % len(loops)]
+        self.place += 1
+        return work
+
+    def plan(self) -> None:
+        """Have its first loop begin."""
+        self.simulation.clock.at(self.simulation.begun + self.chain.times_ns[0], self.begin)
+
+    def ended(self, loop: _Loop, well: bool) -> None:
+        simulation = self.simulation
+        if not simulation.open:
+            return
+        chain, now, place = self.chain, simulation.clock.now, self.place
+        wait_ns = chain.times_ns[place] if place < len(chain.loops) else self.trial.again_ns
+        self.failures = 0 if well else self.failures + 1
+        if well != chain.well[(place - 1) % len(chain.loops)]:
+            pause = pause_after(self.failures, (now - loop.started) / 1e9)
+            wait_ns = int(max(simulation.load.think_seconds, pause) * 1e9)
+        simulation.clock.at(now + wait_ns, self.begin)
+
+
+class _RecordedSource(_RecordedAgent):
+    """Has the loops of a chain arrive when they did."""
+
+    __slots__ = ("planned",)
+
+    def plan(self) -> None:
+        """Have the next loop arrive when it is due."""
+        chain = self.chain
+        passes, place = divmod(self.planned, len(chain.times_ns))
+        self.planned += 1
+        due = self.simulation.begun + chain.times_ns[place] + passes * self.trial.period_ns
+        self.simulation.clock.at(due, self.arrive, due)
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self.planned = 0
+
+    def ended(self, loop: _Loop, well: bool) -> None:
+        self.simulation.freed(self.process)
 
 
 class _Simulation:
@@ -694,23 +788,38 @@ class _Simulation:
 
     def trial(self, block: int, trials: Trials) -> TrialResult:
         """Run one trial to the end of its drain."""
-        clock, load = self.clock, self.load
-        begun = self.begun = clock.now
-        spread_ns = 0 if load.arrivals is not None else int(load.spread_seconds * 1e9)
-        self.result = TrialResult(trials.seconds, begun + spread_ns)
-        ends = begun + spread_ns + int(trials.seconds * 1e9)
-        self.open = True
+        load = self.load
+        self._begin(0 if load.arrivals is not None else int(load.spread_seconds * 1e9), trials.seconds)
         for source in range(load.users):
-            process = self.processes[source % load.workers]
-            agent = _Agent(self, process, source)
+            agent = _Agent(self, self.processes[source % load.workers], source)
             if load.arrivals is None:
                 offset = start_offset(source, load.spread_seconds)
-                clock.at(begun + int(offset * 1e9), agent.begin)
+                self.clock.at(self.begun + int(offset * 1e9), agent.begin)
             else:
                 worker = source % load.workers
                 agent.arrivals = load.arrivals.of_source(source, f"{self.seed}/{block}/{worker}")
                 agent.plan()
-        self._run(begun + spread_ns)
+        return self._measure(trials.drain_seconds)
+
+    def recorded_trial(self, trial: RecordedTrial, drain_seconds: float) -> TrialResult:
+        """Run one trial with the loops of a recording."""
+        self._begin(trial.warm_up_ns, trial.seconds)
+        for process, slots in zip(self.processes, trial.slots, strict=False):
+            process.slots = slots
+        kind = _RecordedSource if trial.is_open else _RecordedAgent
+        for source, chain in enumerate(trial.chains):
+            kind(self, self.processes[chain.process], source, chain, trial).plan()
+        return self._measure(drain_seconds)
+
+    def _begin(self, warm_up_ns: int, seconds: float) -> None:
+        self.begun = self.clock.now
+        self.result = TrialResult(seconds, self.begun + warm_up_ns)
+        self.open = True
+
+    def _measure(self, drain_seconds: float) -> TrialResult:
+        clock, starts = self.clock, self.result.started_ns
+        ends = starts + int(self.result.seconds * 1e9)
+        self._run(starts)
         everything = [*self.servers, self.model]
         for server, use in zip(everything, self.uses, strict=True):
             server.use = use
@@ -719,7 +828,7 @@ class _Simulation:
             server.use = ServerUse()
         self.open = False
         clock.now = max(clock.now, ends)
-        until = ends + int(trials.drain_seconds * 1e9)
+        until = ends + int(drain_seconds * 1e9)
         self._run(until)
         left = sum(map(len, self.waiting.values()))
         self.result.dropped += left
@@ -743,8 +852,7 @@ class _Simulation:
             function(argument)
 
     def begin_loop(self, agent: _Agent, due: int) -> None:
-        work = self.draw(self.clock.now, agent.source)
-        self.under_way.add(_Loop(self, agent, work, due))
+        self.under_way.add(_Loop(self, agent, agent.work(), due))
 
     def arrived(self, agent: _Agent, due: int) -> None:
         process = agent.process
@@ -761,6 +869,12 @@ class _Simulation:
             self.begin_loop(agent, due)
         else:
             process.slots += 1
+
+    def result_of(self, trials: Sequence[TrialResult]) -> Simulated:
+        """Everything that was simulated."""
+        arrived = sum(use.arrived for use in self.uses)
+        refused = sum(use.refused for use in self.uses)
+        return Simulated(tuple(trials), tuple(self.uses), self.clock.made, arrived, refused)
 
     def note(self, loop: _Loop, ok: bool) -> None:
         result = self.result
@@ -787,7 +901,24 @@ def simulate(
     Limiters live through all trials, as those of a process do.
     """
     simulation = _Simulation(system, strategy, load, draw, quota, retry, seed)
-    done = tuple(simulation.trial(block, trials) for block in range(trials.blocks))
-    arrived = sum(use.arrived for use in simulation.uses)
-    refused = sum(use.refused for use in simulation.uses)
-    return Simulated(done, tuple(simulation.uses), simulation.clock.made, arrived, refused)
+    return simulation.result_of([simulation.trial(block, trials) for block in range(trials.blocks)])
+
+
+def _nothing(now_ns: int, source: int) -> LoopWork:
+    raise LookupError("the loops are a recording's")
+
+
+def simulate_recorded(
+    system: System,
+    strategy: StrategySpec,
+    load: SimulatedLoad,
+    trials: Sequence[RecordedTrial],
+    drain_seconds: float,
+    *,
+    quota: Quota | None = None,
+    retry: Retry | None = None,
+    seed: str = "0",
+) -> Simulated:
+    """As `simulate`, with the loops of a recording in their order, not agents and arrivals of `load`."""
+    simulation = _Simulation(system, strategy, load, _nothing, quota, retry, seed)
+    return simulation.result_of([simulation.recorded_trial(trial, drain_seconds) for trial in trials])

@@ -46,8 +46,9 @@ class ServerFit:
 class Fitted:
     """A recording as what can be run again. `servers` are those of the tools, as in `System.servers`.
 
-    `lost` counts loops that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for
-    each loop, None where it is not known.
+    `places`: of each of `loops`, the place of its record among those that were given. `lost` counts loops
+    that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for each loop, None where
+    it is not known.
     """
 
     run: Run
@@ -59,6 +60,7 @@ class Fitted:
     calls: int
     lost: Counter[str] = field(default_factory=Counter)
     cpu_ns: float | None = None
+    places: tuple[int, ...] = ()
 
 
 class _Rows:
@@ -107,7 +109,8 @@ def refused(call: ToolCall) -> bool:
 
 def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted:
     """The recording as what can be run again."""
-    every = [record for record in records if record.ended_ns >= record.started_ns]
+    given = [(place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns]
+    every = [record for _, record in given]
     tools: dict[str, _Rows] = {}
     model = _Rows()
     rows_of_calls: dict[tuple[int, int, int], int] = {}
@@ -146,6 +149,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
     draw = random.Random(f"{seed}/fill")
     pools = {name: service[service >= 0] for name, service in services.items()}
     loops: list[LoopWork] = []
+    places: list[int] = []
     lost: Counter[str] = Counter()
     clusters: dict[object, int] = {}
     fitted_model = _Model(model, model_service)
@@ -162,18 +166,21 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             for position, call in enumerate(round_.tool_calls):
                 row = rows_of_calls.get((number, place, position))
                 took = -1 if row is None else int(services[server_of(call)][row])
-                if took < 0:  # it was refused, so what it would have taken is not known
+                filled = took < 0
+                if filled:  # it was refused, so what it would have taken is not known
                     pool = pools.get(server_of(call))
                     took = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
-                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released))
+                client_ns = 0 if filled else min(took, _client_ns(call))
+                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns))
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))
         key = (record.number, record.process if record.number is None else "")
         cluster = clusters.setdefault(key if record.number is not None else number, len(clusters))
         requests = len(record.rounds)
+        places.append(given[number][0])
         loops.append(
             LoopWork(
                 rounds=tuple(rounds),
@@ -197,6 +204,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
         calls=sum(fit.calls for fit in fits),
         lost=lost,
         cpu_ns=sum(known) * 1e9 / max(1, len(every)) if known else None,
+        places=tuple(places),
     )
 
 
@@ -280,7 +288,13 @@ def _round(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, af
         first_token_ns=token,
         input_tokens=model.limited_input_tokens or 0,
         output_tokens=model.output_tokens or 0,
+        client_ns=min(service_ns, _client_ns(model)),
     )
+
+
+def _client_ns(request: ModelCall | ToolCall) -> int:
+    """The client's own part: an end comes at any time of a busy period, so that half of that is the mean."""
+    return request.sending_ns + request.late_ns // 2
 
 
 def _unusable(record: LoopRecord) -> str | None:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from profiler.prediction.what_if import Counterfactual
 from profiler.records import NO_MODEL, REFUSED
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
@@ -17,7 +18,6 @@ from profiler.shortfalls import EXPLAINED
 from profiler.statistics.caveats import is_of_model
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.invented import REMEDY
-from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
 from profiler.strategies import knob_of
 
@@ -244,7 +244,8 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
         yield Step(
             f"Look at {clean(best.change.tool or '', 40)}: twice as fast, it would take "
             f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} "
-            f"to about {duration(best.p50.estimated)} at p50 (estimate)."
+            f"to about {duration(best.p50.estimated)} at p50 "
+            f"(estimate: {duration(best.p50.low)} to {duration(best.p50.high)})."
         )
 
 

@@ -5,7 +5,7 @@ figure with its interval), `figures` (those of a strategy), `comparison` (of two
 `verdicts` and `caveats` (the same in words), `summary` (all of it, and throughput against load). Beside
 them: `backlog` (whether an open load is served), `lateness` and `faults` (what of a figure is the client's,
 and whose fault that was), `heeding` (whether an agent heeds its strategy), `two_runs` (what tells one run
-from another), `objectives` (what is asked of a run), `replay` (what if one thing were different).
+from another), `objectives` (what is asked of a run).
 
 Imports numpy; import it where it is used, never from `profiler/__init__.py` or at the top of the CLI.
 """

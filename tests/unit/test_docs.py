@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from profiler import anatomy, shortfalls
+from profiler import anatomy, arrivals, shortfalls
 from profiler.cli import _parser
 from profiler.limits import limiter, refusals
-from profiler.load import plan
 from profiler.load.options import LoadOptions
 from profiler.loop import eventloop, lag
-from profiler.statistics import comparison, faults, lateness, quantiles, replay, summary, windows
+from profiler.prediction import what_if
+from profiler.report.html.data import CALLS_READ
+from profiler.statistics import comparison, faults, lateness, quantiles, summary, windows
 from tools import options
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_commands_in_blocks_are_understood(document):
     [
         f"more than 5 % and {shortfalls.TOLERANCE_NS / 1e6:g} ms longer",
         f"steps of over {eventloop.BLOCKING_NS / 1e6:g} ms between two awaits",
-        f"pauses, {plan.FIRST_PAUSE:g} s at first, doubling up to {plan.LONGEST_PAUSE:g} s",
+        f"pauses, {arrivals.FIRST_PAUSE:g} s at first, doubling up to {arrivals.LONGEST_PAUSE:g} s",
         f"for up to {LoadOptions().drain_seconds:g} s (`--drain`)",
         f"Fewer than {windows.FEWEST_BATCHES} batches: nothing is left out",
         "A block needs {p50} loops for p50, {p95} for p95 and {p99} for p99".format(
@@ -62,8 +63,10 @@ def test_commands_in_blocks_are_understood(document):
         f"and more than {lateness.LIMIT_SECONDS * 1e3:g} ms (from {lateness.CAUTION:g} of both on",
         f"by more than {faults.SCHEDULE_LAG_SHARE * 100:g} % of their median",
         f"a core was more than {faults.CPU_LIMIT * 100:g} % busy",
-        f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
-        f"more than {replay.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
+        f"more than {what_if.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
+        f"more than {what_if.BEYOND_SHARE * 100:g} % of a server's calls would find more in flight",
+        "under {} or {:g} times the load".format(*what_if.LOAD_FACTORS),
+        f"{CALLS_READ:,} tool calls in all at most".replace(",", " "),
         f"With at least {summary.FEWEST_LOADS} loads",
         f"comes from {summary.REPEATS} bootstrap draws",
         f"from {limiter.START} on, then +1/L, and only while at least {limiter.SATURATED:g}·L are inside",

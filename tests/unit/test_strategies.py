@@ -88,7 +88,7 @@ def test_settings_of_an_agent_are_part_of_a_strategy_and_of_its_name():
         (Rule("semaphore:8", "semaphore", limit=8),),
         variant=(("max_concurrent_calls", 2), ("parallel", True)),
     )
-    assert (spec.base, spec.limit, spec.scope, spec.replayable) == ("semaphore:8", 8, "process", False)
+    assert (spec.base, spec.limit, spec.scope) == ("semaphore:8", 8, "process")
     built = spec.build()
     assert (built.spec, built.limit) == (spec.text, 8)
     assert parse_strategy("sequential a=1").build().spec == "sequential a=1"
@@ -97,7 +97,6 @@ def test_settings_of_an_agent_are_part_of_a_strategy_and_of_its_name():
 def test_settings_alone_leave_the_calls_to_the_agent():
     spec = parse_strategy("max_concurrent_calls=2")
     assert (spec.kind, spec.text, spec.base, spec.limit) == ("own", "max_concurrent_calls=2", "", None)
-    assert not spec.replayable
     assert not spec.adapts
     built = spec.build()
     assert isinstance(built, Gathered)

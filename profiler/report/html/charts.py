@@ -320,6 +320,7 @@ def payload(material: Material) -> dict[str, Any]:
                 "change": clean(one.change.words, LONGEST + 30),
                 "p50": asdict(one.p50),
                 "p95": asdict(one.p95),
+                "failures": asdict(one.failures),
             }
             for one in material.counterfactuals
             if one.strategy in place and one.users == material.summary.strategies[0].users

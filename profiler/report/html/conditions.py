@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from profiler import palette
+from profiler.prediction.what_if import NotEstimated
 from profiler.records import NO_MODEL
 from profiler.report.advice import command
 from profiler.report.html.charts import MOST_TOOL_ROWS, critical_shares
-from profiler.report.html.data import REPLAYED_TOOLS, Material
+from profiler.report.html.data import CALLS_READ, ESTIMATED_TOOLS, Material
 from profiler.report.html.markup import (
     LONGEST,
     Cell,
@@ -34,12 +35,13 @@ from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import left_out
 from profiler.statistics.figures import StrategySummary
-from profiler.statistics.replay import CALLS_PER_TRIAL
 from profiler.statistics.summary import Summary
 
 MOST_TRIAL_ROWS = 200
 MOST_CLIENT_ROWS = 200
 MOST_INCIDENTS = 20
+MOST_REASONS = 12
+LONGEST_REASON = 300
 
 LANES = (
     ("completions", "loops completed per second"),
@@ -229,42 +231,62 @@ def tools(
             ]
         )
     left = _left(len(rows) - len(shown), "more rows, of tools with fewer calls, are left out here")
-    return grid.html("table-tools") + left + _estimates(estimates, strategies, material.waited)
+    return grid.html("table-tools") + left + _estimates(estimates, strategies, material.unknown)
 
 
 def _estimates(
-    estimates: Sequence[dict[str, Any]], strategies: Sequence[StrategySummary], waited: Sequence[str]
+    estimates: Sequence[dict[str, Any]],
+    strategies: Sequence[StrategySummary],
+    unknown: Sequence[NotEstimated],
 ) -> str:
-    none = ""
-    if waited:
-        none = (
-            f'<p class="small">No estimates of {", ".join(map(strategy, waited))}: arrivals waited for a '
-            "place (--max-in-flight), so loops would have started sooner too.</p>"
-        )
+    none = _not_estimated(unknown, {one.strategy for one in strategies})
     if not estimates:
         return none and f"<h3>If one thing were different</h3>{none}"
     grid = Grid(
-        "Estimates: the measured quantile times what a replay of the recorded loops says",
-        ["change", "strategy", "p50", "estimate", "p95", "estimate"],
+        "Estimates: the measured quantile times what a simulation of the recorded loops says",
+        [
+            *("change", "strategy", "p50", "estimate", "from", "to", "p95", "estimate", "from", "to"),
+            *("failed loops", "estimate"),
+        ],
     )
     for one in estimates:
-        quantiles = [one[q][which] for q in ("p50", "p95") for which in ("measured", "estimated")]
+        quantiles = [
+            one[q][which] for q in ("p50", "p95") for which in ("measured", "estimated", "low", "high")
+        ]
+        shares = [one["failures"][which] for which in ("measured", "estimated")]
         grid.rows.append(
             [
                 Cell(f"<bdi>{html.escape(one['change'])}</bdi>", heading=True),
                 Cell(strategy(strategies[one["strategy"]].strategy), numeric=False),
                 *map(seconds, quantiles),
+                *(Cell(percent(share), share) for share in shares),
             ]
         )
     return (
         "<h3>If one thing were different</h3>"
-        '<p class="small">Estimates, not measurements: recorded loops are replayed with one change, and '
-        "durations are assumed not to depend on the load. Against a server at its quota they are "
-        "too good.</p>"
-        + none
+        '<p class="small">Estimates, not measurements: the recorded loops run again in a simulation with one '
+        "change, with the limiters of the strategy and the servers as the recording shows them. Nine in ten "
+        "runs with that change are expected between <em>from</em> and <em>to</em>.</p>"
         + chart("chart-estimates", "Measured and estimated p50 per change", 44 + 34 * len(estimates))
         + behind(grid, "table-estimates")
+        + none
     )
+
+
+def _not_estimated(unknown: Sequence[NotEstimated], shown: Collection[str]) -> str:
+    """What there is no estimate for, and why; the changes with one reason in one line."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in unknown:
+        if one.strategy in shown:
+            words = reasons.setdefault((one.strategy, one.why), [])
+            if one.change is not None:
+                words.append(clean(one.change.words, LONGEST + 30))
+    lines = [
+        f"{', '.join([strategy(name), *map(html.escape, changes)])}: {text(why, LONGEST_REASON)}."
+        for (name, why), changes in list(reasons.items())[:MOST_REASONS]
+    ]
+    left = _left(len(reasons) - len(lines), "more reasons are left out here")
+    return f'<p class="small">Not estimated:</p>{bullets(lines, "notes")}{left}' if lines else ""
 
 
 def conditions(material: Material, libraries: Sequence[dict[str, str]], drawn: int) -> str:
@@ -361,8 +383,8 @@ def _left_out(material: Material, drawn: int) -> list[str]:
         "Every other figure and curve is of all loops that count; nothing else was sampled."
     )
     estimates = (
-        f"Estimates replay the first {CALLS_PER_TRIAL} tool calls of each trial and try the {REPLAYED_TOOLS} "
-        "tools that took the most time."
+        f"Estimates are made from the first loops of each trial, with {CALLS_READ} tool calls in all at "
+        f"most, and try the {ESTIMATED_TOOLS} tools that took the most time."
     )
     return [
         *lines,

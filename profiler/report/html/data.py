@@ -1,7 +1,7 @@
 """Everything the page shows of a run, gathered with one read of its records.
 
 The read fills the statistics' table, from which the summary follows. Then the lines of some loops (those
-that are drawn, and those that are replayed for estimates) are decoded once more, by their number.
+that are drawn, and those of which estimates are made) are decoded once more, by their number.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ import numpy as np
 
 from profiler.errors import RecordError
 from profiler.prediction.check import Checked
+from profiler.prediction.what_if import Counterfactual, Estimated, NotEstimated, what_if
 from profiler.records import LoopRecord, decode
 from profiler.report.html.checked import read_checked
 from profiler.rundir import Run, RunDirectory
-from profiler.statistics.replay import (
-    CALLS_PER_TRIAL,
-    Counterfactual,
-    Estimated,
-    counterfactuals,
-    waited_for_a_place,
-)
 from profiler.statistics.summary import Summary, summarise_table, with_loads
 from profiler.statistics.table import NONE, Table, tabulate
 from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
 
-REPLAYED_TOOLS = 6
+CALLS_READ = 40_000
+"""Tool calls from which estimates are made, of each trial its first: that bounds the time and the memory."""
+
+ESTIMATED_TOOLS = 6
 """Tools of which estimates are made: those whose calls took the most time."""
 
 
@@ -37,7 +34,7 @@ REPLAYED_TOOLS = 6
 class Material:
     """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records.
 
-    Of the strategies that `waited` there are no estimates: their arrivals waited for a place. `checked` is
+    `counterfactuals` are estimates under the highest load, `unknown` those that cannot be made. `checked` is
     how well the run predicts itself, where that was asked.
     """
 
@@ -48,7 +45,7 @@ class Material:
     cases: tuple[Case, ...]
     loops: dict[int, LoopRecord]
     counterfactuals: tuple[Counterfactual, ...]
-    waited: tuple[str, ...] = ()
+    unknown: tuple[NotEstimated, ...] = ()
     checked: Checked | None = None
 
     @property
@@ -81,24 +78,18 @@ def gather(directory: RunDirectory) -> Material:
     measured = tuple(measure(run, table))
     cases = choose(table, under_highest_load(measured))
     drawn = {row for case in cases for row in case.rows.values()}
-    replayed = _replayed(run, table)
+    kept = _kept(run, table)
     loops: dict[int, LoopRecord] = {}
 
-    def replayed_loops() -> Iterator[LoopRecord]:
-        for row, record in lines_of(directory.records_path, drawn | replayed):
+    def kept_loops() -> Iterator[LoopRecord]:
+        for row, record in lines_of(directory.records_path, drawn | kept):
             if row in drawn:
                 loops[row] = record
-            if row in replayed:
+            if row in kept:
                 yield record
 
-    estimates = counterfactuals(run, replayed_loops(), _slowest_tools(table))
-    waited = [
-        group.strategy
-        for group in under_highest_load(measured)
-        if waited_for_a_place(
-            table.started[done := completed(table, group.due)] - table.due[done], latency(table, done)
-        )
-    ]
+    users = max((group.users for group in measured), default=None)
+    found = what_if(run, kept_loops(), _slowest_tools(table), users=users)
     return Material(
         run=run,
         table=table,
@@ -106,8 +97,8 @@ def gather(directory: RunDirectory) -> Material:
         measured=measured,
         cases=cases,
         loops=loops,
-        counterfactuals=tuple(anchored(one, summary) for one in estimates),
-        waited=tuple(waited),
+        counterfactuals=tuple(anchored(one, summary) for one in found.estimates),
+        unknown=found.unknown,
         checked=read_checked(directory),
     )
 
@@ -115,7 +106,7 @@ def gather(directory: RunDirectory) -> Material:
 def anchored(estimate: Counterfactual, summary: Summary) -> Counterfactual:
     """The estimate with the summary's quantiles as the measured ones: those leave out the warm-up.
 
-    What the replay says about the change is a factor, which stays.
+    What the simulation says about the change is a factor, which stays.
     """
     for level in summary.levels or (summary,):
         for strategy in level.strategies:
@@ -128,27 +119,30 @@ def anchored(estimate: Counterfactual, summary: Summary) -> Counterfactual:
 def _from(measured: float | None, one: Estimated) -> Estimated:
     if not measured or not one.measured:
         return one
-    return Estimated(measured, measured * one.estimated / one.measured)
+    factor = measured / one.measured
+    return Estimated(measured, one.estimated * factor, one.low * factor, one.high * factor)
 
 
-def _replayed(run: Run, table: Table) -> set[int]:
-    """Rows of the loops that are replayed: those with the first `CALLS_PER_TRIAL` calls of each trial."""
+def _kept(run: Run, table: Table) -> set[int]:
+    """Rows of the loops from which estimates are made: of each trial those that started first."""
     calls = np.bincount(table.call_loop, minlength=table.trial.size)
     rows: set[int] = set()
-    for trial in {trial.index for trial in run.trials}:
+    indices = {trial.index for trial in run.trials}
+    for trial in indices:
         mine = np.flatnonzero(table.trial == trial)
+        mine = mine[np.argsort(table.started[mine], kind="stable")]
         before = np.cumsum(calls[mine]) - calls[mine]
-        rows.update(mine[before < CALLS_PER_TRIAL].tolist())
+        rows.update(mine[before < CALLS_READ / len(indices)].tolist())
     return rows
 
 
 def _slowest_tools(table: Table) -> list[str]:
-    """The `REPLAYED_TOOLS` tools whose calls took the most time, the longest first."""
+    """The `ESTIMATED_TOOLS` tools whose calls took the most time, the longest first."""
     ran = table.duration != NONE
     spent = np.bincount(
         table.call_tool[ran], weights=table.duration[ran].astype(float), minlength=len(table.tools)
     )
-    return [table.tools[code] for code in np.argsort(-spent, kind="stable")[:REPLAYED_TOOLS]]
+    return [table.tools[code] for code in np.argsort(-spent, kind="stable")[:ESTIMATED_TOOLS]]
 
 
 def lines_of(path: Path, rows: set[int]) -> Iterator[tuple[int, LoopRecord]]:

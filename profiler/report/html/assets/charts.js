@@ -157,16 +157,17 @@ function drawAgainstLoad(width, title, get, law, log) {
 
 function drawEstimates(width) {
   const rows = report.counterfactuals.map((one, place) => ({ ...one, place })).filter((d) => shown.has(d.strategy));
-  const domain = [0, 1.12 * Math.max(...rows.flatMap((d) => [d.p50.measured, d.p50.estimated]), 1e-6)];
+  const domain = [0, 1.12 * Math.max(...rows.flatMap((d) => [d.p50.measured, d.p50.estimated, d.p50.high]), 1e-6)];
   return Plot.plot(frame.options(width, 44 + 34 * rows.length, {
     marginLeft: 12, marginRight: 60, marginTop: 4,
     x: { domain, label: null, tickFormat: format.tick, ticks: Math.max(2, Math.floor(width / 110)), grid: true },
     y: { type: "band", domain: rows.map((d) => d.place), axis: null },
     marks: [
       Plot.text(rows, { x: 0, y: "place", text: (d) => `${strategies[d.strategy].name} ${d.change}`, textAnchor: "start", dy: -9, fontSize: 11.5, stroke: "var(--paper)", strokeWidth: 3, fill: "currentColor" }),
+      Plot.ruleY(rows, { x1: (d) => d.p50.low, x2: (d) => d.p50.high, y: "place", dy: 5, stroke: (d) => frame.colour(d.strategy), strokeWidth: 7, strokeOpacity: 0.25 }),
       Plot.arrow(rows, { x1: (d) => d.p50.measured, x2: (d) => d.p50.estimated, y1: "place", y2: "place", dy: 5, stroke: (d) => frame.colour(d.strategy), strokeWidth: 2.5, headLength: 7 }),
       Plot.dot(rows, { x: (d) => d.p50.measured, y: "place", dy: 5, r: 4, fill: (d) => frame.colour(d.strategy) }),
-      Plot.text(rows, { x: (d) => Math.max(d.p50.measured, d.p50.estimated), y: "place", dy: 5, dx: 9, textAnchor: "start", fontSize: 11, fill: "var(--soft)", text: (d) => `${format.duration(d.p50.measured)} → ${format.duration(d.p50.estimated)}` }),
+      Plot.text(rows, { x: (d) => Math.max(d.p50.measured, d.p50.high), y: "place", dy: 5, dx: 9, textAnchor: "start", fontSize: 11, fill: "var(--soft)", text: (d) => `${format.duration(d.p50.measured)} → ${format.duration(d.p50.estimated)}` }),
     ],
   }));
 }
