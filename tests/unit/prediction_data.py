@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from profiler.rundir import Run, RunDirectory
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
 from tests.unit.statistics_data import MS, call, run, trial
+
+TEN_SECONDS = Trials(10.0)
 
 LIKE: dict[str, float] = {
     "p50": 1.0,
@@ -39,10 +40,10 @@ def predicted(
     refused: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
     uses: tuple[ServerUse, ...] = (),
-    trials: Trials = Trials(10.0),
+    trials: Trials = TEN_SECONDS,
     **figures: float,
 ) -> Predicted:
-    """A prediction: `figures` and those of each replicate (`every`) are as in `LIKE` where nothing is said."""
+    """A prediction: `figures`, and those of each replicate, are as in `LIKE` where nothing is said."""
     question = Question(parse_strategy(strategy), SimulatedLoad(users), trials)
     if refused:
         return Predicted(question, {}, refused, warnings)
@@ -89,7 +90,7 @@ def fitted(
 
 
 def record(number: int, strategy: str, begin: float, index: int, *, model: float, tool: float) -> LoopRecord:
-    """A loop of agent `number`: a request of `model` ms, two calls of `tool` ms at once, and a last request."""
+    """A loop of agent `number`: a request of `model` ms, two calls of `tool` ms at once, a last request."""
     calls = (call(begin + model, tool, name="search"), call(begin + model, tool, name="search"))
     after = begin + model + tool
     rounds = []
@@ -146,6 +147,3 @@ def directory(path: Path, of: Run, records: Sequence[LoopRecord]) -> RunDirector
     made = RunDirectory.create(path, of)
     made.records_path.write_bytes(b"".join(encode(one) + b"\n" for one in records))
     return made
-
-
-__all__ = ["LIKE", "directory", "fitted", "predicted", "record", "recorded", "replace"]
