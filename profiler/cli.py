@@ -25,7 +25,10 @@ from profiler.redaction import error_secrets, scrub
 from profiler.redaction.keys import hide_keys
 from profiler.report.text import one_line
 
-MODULES = ("run", "compare", "tune", "mcp", "importing", "collect", "proxy", "scenario", "without_load")
+MODULES = (
+    *("run", "compare", "tune", "predict", "mcp", "importing", "collect", "proxy", "scenario"),
+    "without_load",
+)
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
 
 MEASURING = ("run", "compare", "tune", "load")

@@ -4,6 +4,7 @@
     records.jsonl   one `LoopRecord` a line, appended as loops finish
     progress.jsonl  one `Progress` a second, for live views; nothing in it is a result
     summary.json    written last; everything in it can be computed again from run.json and the records
+    prediction.json how well the run predicts itself, where that was asked for
 
 A run whose `finished` is false was cut short, but the trials named in `trials` are complete. Records of
 a trial not named there belong to one that never ended.
@@ -44,6 +45,7 @@ T = TypeVar("T")
 SCHEMA = 1
 
 RUN, RECORDS, PROGRESS, SUMMARY = "run.json", "records.jsonl", "progress.jsonl", "summary.json"
+PREDICTION = "prediction.json"
 
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
 """Distributions whose versions may explain a difference between two runs."""
@@ -446,6 +448,10 @@ class RunDirectory:
     def summary_path(self) -> Path:
         return self.path / SUMMARY
 
+    @property
+    def prediction_path(self) -> Path:
+        return self.path / PREDICTION
+
     def save(self, run: Run) -> None:
         """Replace `run.json` in one step: a reader, or a kill, sees the old one or the new one."""
         shown = {one.name: getattr(run, one.name) for one in fields(run)}
@@ -455,6 +461,10 @@ class RunDirectory:
     def save_summary(self, summary: object) -> None:
         """Replace `summary.json` in one step. `summary` is a dataclass or plain JSON data."""
         _replace(self.summary_path, summary)
+
+    def save_prediction(self, checked: object) -> None:
+        """Replace `prediction.json` in one step. `checked` is a dataclass or plain JSON data."""
+        _replace(self.prediction_path, checked)
 
     def load(self) -> Run:
         """The run that `run.json` holds. Raises `RecordError` naming file and key."""

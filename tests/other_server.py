@@ -53,6 +53,15 @@ class Entry:
     received_ns: int
     sent_ns: int = 0
     status: int = 200
+    name: str = ""  # the tool's
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`headers` are whole lines, each with its end."""
+
+    body: bytes
+    headers: str = ""
 
 
 class Work:
@@ -102,7 +111,7 @@ class Sharing:
     def __init__(self, servers: int) -> None:
         self._servers = servers
         self._done = 0.0  # what each job has had by now, in seconds of a server
-        self._at = time.monotonic()
+        self._at = 0.0
         self._jobs: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +128,7 @@ class Sharing:
         return min(1.0, self._servers / max(1, len(self._jobs)))
 
     def _advance(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._done += (now - self._at) * self._rate()
         self._at = now
 
@@ -146,14 +155,14 @@ class Server:
         self.late: list[int] = []
         self.tools, self.model, self.calls = tools, model, calls
 
-    async def answer(self, entry: Entry, body: bytes) -> bytes:
+    async def answer(self, entry: Entry, body: bytes) -> Answer:
         if entry.kind == "tool":
             entry.status = await self.tools.serve()
-            return _TOOL if entry.status == 200 else _REFUSED
+            return TOOL if entry.status == 200 else REFUSED
         asked = json.loads(body)["messages"]
         entry.status = await self.model.serve()
         if entry.status != 200:
-            return _REFUSED
+            return REFUSED
         message: dict[str, Any] = {"role": "assistant", "content": "It is done."}
         if not any(one["role"] == "tool" for one in asked):
             message["tool_calls"] = [
@@ -166,7 +175,7 @@ class Server:
             ]
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         completion = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-        return json.dumps(completion).encode()
+        return Answer(json.dumps(completion).encode())
 
     async def watch(self) -> None:
         """How late this process's own timers are."""
@@ -181,8 +190,8 @@ class Server:
         return json.dumps({"late_ns": p99, "entries": [asdict(one) for one in self.log]}).encode()
 
 
-_TOOL = json.dumps({"city": "X", "population": 1, "year": 2026}).encode()
-_REFUSED = json.dumps({"error": {"message": "too many requests", "type": "rate_limit"}}).encode()
+TOOL = Answer(json.dumps({"city": "X", "population": 1, "year": 2026}).encode())
+REFUSED = Answer(json.dumps({"error": {"message": "too many requests", "type": "rate_limit"}}).encode())
 _REASONS = {200: "OK", 404: "Not Found", 429: "Too Many Requests"}
 
 
@@ -216,11 +225,11 @@ class Connection(asyncio.Protocol):
 
     def _request(self, path: str, headers: dict[str, str], body: bytes, received_ns: int) -> None:
         if path == "/log":
-            self._send(200, self._server.everything())
+            self._send(200, Answer(self._server.everything()))
             return
         kind = "tool" if path.startswith("/tools/") else "model" if "chat/completions" in path else ""
         if not kind:
-            self._send(404, b"{}")
+            self._send(404, Answer(b"{}"))
             return
         entry = Entry(
             kind,
@@ -228,6 +237,7 @@ class Connection(asyncio.Protocol):
             _number(headers.get("x-toolloop-loop")),
             headers.get("x-toolloop-call"),
             received_ns,
+            name=path.partition("?")[0].removeprefix("/tools/") if kind == "tool" else "",
         )
         task = asyncio.get_running_loop().create_task(self._serve(entry, body))
         self._tasks.add(task)
@@ -239,32 +249,34 @@ class Connection(asyncio.Protocol):
         entry.sent_ns = time.monotonic_ns()
         self._server.log.append(entry)
 
-    def _send(self, status: int, body: bytes) -> None:
-        head = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
+    def _send(self, status: int, answer: Answer) -> None:
+        head = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n{answer.headers}"
         assert isinstance(self._transport, asyncio.Transport)
-        self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self._transport.write(f"{head}Content-Length: {len(answer.body)}\r\n\r\n".encode() + answer.body)
 
 
 def _number(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-async def _main(arguments: argparse.Namespace) -> None:
+async def serve(server: Server, port: int) -> None:
+    """Print the port, and serve until the process ends."""
     with contextlib.suppress(OSError, AttributeError):  # only a privileged process may
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    listening = await asyncio.get_running_loop().create_server(lambda: Connection(server), "127.0.0.1", port)
+    sys.stdout.write(f"{listening.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    gc.disable()  # it lives for seconds, and a collection would be charged to the client
+    await server.watch()
+
+
+async def _main(arguments: argparse.Namespace) -> None:
     behaviour, servers, seed = arguments.behaviour, arguments.servers, arguments.seed
     tools = Work(behaviour, arguments.seconds, servers, f"{seed}/tools")
     # A refused model request is tried again by the SDK: two of the server's make one of the client's.
     of_model = "constant" if behaviour == "refusing" else behaviour
     model = Work(of_model, arguments.model_seconds or arguments.seconds, servers, f"{seed}/model")
-    server = Server(tools, model, arguments.calls)
-    listening = await asyncio.get_running_loop().create_server(
-        lambda: Connection(server), "127.0.0.1", arguments.port
-    )
-    sys.stdout.write(f"{listening.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    gc.disable()  # it lives for seconds, and a collection would be charged to the client
-    await server.watch()
+    await serve(Server(tools, model, arguments.calls), arguments.port)
 
 
 if __name__ == "__main__":

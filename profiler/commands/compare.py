@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
         "--users 40 --duration 1m",
         "--strategy gathered --strategy semaphore:8 --json | jq .verdicts",
         "--arrivals 10/s --slo 'p95<2s,errors<1%'",
+        "--for-prediction --users 40",
         "--agent my_app:make_agent --variant max_concurrent_calls=2,8",
         "--fail-on 'p95 > 2s, errors > 1%' --fail-on 'semaphore:8: goodput < 5/s' --junit junit.xml",
         "--agent my_app.agents:make_agent --base-url http://127.0.0.1:8100",
@@ -77,6 +78,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.undecided is not None and not gates:
         raise UsageError("--undecided is about gates: say with --fail-on which")
     check_output(arguments)
+    if arguments.runs and arguments.for_prediction:
+        raise UsageError("--for-prediction records a run of its own: leave out RUN")
     if len(arguments.runs) == 2:
         return _two_recorded(arguments, gates)
     if arguments.allow_different:
@@ -92,6 +95,8 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     from dataclasses import replace
 
     from profiler.load.experiment import Experiment, run_experiment
+    from profiler.load.ladder import for_prediction
+    from profiler.prediction.recording import advice
     from profiler.records import INTERNAL
     from profiler.report import ci
     from profiler.report.advice import next_steps
@@ -102,6 +107,9 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     from profiler.statistics.gates import judge, latencies_of, missed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
+    if size.for_prediction:
+        paid = bool(options.remote_targets(os.environ)) or options.agent is not None
+        options = for_prediction(options, size.users, paid=paid)
     options.check_variants()
     check_gates(gates, [spec.text for spec in options.strategies])
     if not agreed(arguments, options, size, size.seconds):
@@ -136,6 +144,10 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     )
     findings = ci.of_run(run, summary, undecided_fails)
     write_junit(arguments, ci.junit(findings))
+    predictable = advice(run, directory.records()) if size.for_prediction else []
+    if arguments.json or arguments.format != "text":
+        for sentence in predictable:
+            print(f"for prediction: {sentence}", file=sys.stderr, flush=True)
     if arguments.json:
         for caveat in summary.warnings:
             if caveat.invalid:
@@ -144,7 +156,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     elif not show_as_asked(arguments, findings, f"report: {report}"):
         width = min(shutil.get_terminal_size().columns, 100)
         text = render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path))
-        lines = [f"report: {report}"]
+        lines = [*(f"for prediction: {sentence}" for sentence in predictable), f"report: {report}"]
         if run.spent is not None and options.remote_targets(os.environ):
             lines.append(f"spent: {options.budget(run.model).describe(run.spent)}")
         lines += [

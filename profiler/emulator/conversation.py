@@ -23,7 +23,8 @@ class ApiError(Exception):
     """A request that the provider would refuse. Rendered by each API in its own envelope.
 
     `kind` is the error's `type`; `details` is merged into the error object where given; `retry_ns` is the
-    wait that a refusal announces. `log`: what a log says of it, where the message repeats what was sent.
+    wait that a refusal announces, `after_ns` how long it takes. `log`: what a log says of it, where the
+    message repeats what was sent.
     """
 
     message: str
@@ -35,6 +36,7 @@ class ApiError(Exception):
     details: Mapping[str, Any] | None = None
     retry_ns: int | None = None
     log: str | None = None
+    after_ns: int = 0
 
 
 class Offered(NamedTuple):

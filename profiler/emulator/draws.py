@@ -10,11 +10,13 @@ generator (multiplier from L'Ecuyer 1999), which costs one multiplication a draw
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
-from profiler.scenarios import Distribution
+from profiler.scenarios.forms import Distribution
 
 _MASK64 = (1 << 64) - 1
 _MASK128 = (1 << 128) - 1
@@ -71,6 +73,9 @@ def sampler(distribution: Distribution) -> Sampler:
     if distribution.kind == "constant":
         fixed = min(max(values[0], low), high)
         return lambda _: fixed
+    if distribution.kind == "quantiles" or distribution.weights:
+        at = quantile_function(distribution)
+        return lambda stream: at(Draws(stream ^ own).random())
     if distribution.kind == "empirical":
         clamped = tuple(min(max(value, low), high) for value in values)
         return lambda stream: Draws(stream ^ own).choice(clamped)
@@ -82,6 +87,65 @@ def whole(distribution: Distribution, *, least: int) -> Callable[[int], int]:
     """The distribution rounded to whole numbers of at least `least` (rounds, fan-out)."""
     sample = sampler(distribution)
     return lambda stream: max(least, round(sample(stream)))
+
+
+# Draws that have something in common: a normal number made up of parts, then the quantile at its probability.
+
+_LEAST, _MOST = 2.0**-53, 1.0 - 2.0**-53
+"""Probabilities of which every distribution has a finite quantile."""
+_ROOT_HALF = math.sqrt(0.5)
+
+
+def normal(stream: int) -> float:
+    """The one standard normal number of a stream."""
+    return _inverse_normal(Draws(stream).random() or 0.5)
+
+
+def quantile_function(distribution: Distribution) -> Callable[[float], float]:
+    """Probability in [0, 1] → the quantile there. Raises `ValueError` for gamma, which has no closed form."""
+    kind, values = distribution.kind, distribution.parameters
+    low, high = distribution.minimum, distribution.maximum
+    if kind == "gamma":
+        raise ValueError("a gamma distribution has no quantile function in closed form")
+    if kind == "constant":
+        fixed = min(max(values[0], low), high)
+        return lambda _: fixed
+    if kind == "empirical":
+        weights = distribution.weights or (1.0,) * len(values)
+        pairs = sorted(zip(values, weights, strict=True))
+        ends = list(accumulate(weight for _, weight in pairs))
+        ordered = [min(max(value, low), high) for value, _ in pairs]
+        total, last = ends[-1], len(ends) - 1
+        return lambda p: ordered[min(bisect_right(ends, p * total), last)]
+    if kind == "quantiles":
+        half = len(values) // 2
+        at, points = values[:half], values[half:]
+        slopes = [(points[n + 1] - points[n]) / (at[n + 1] - at[n]) for n in range(half - 1)]
+
+        def linear(p: float) -> float:
+            n = min(bisect_right(at, p), half - 1) - 1
+            return min(max(points[n] + (p - at[n]) * slopes[n], low), high)
+
+        return linear
+    draw = _DRAWING[kind](*values)
+    return lambda p: min(max(draw(_Given(min(max(p, _LEAST), _MOST))), low), high)
+
+
+def at_normal(quantiles: Callable[[float], float], z: float) -> float:
+    """The quantile at the probability of a standard normal number."""
+    return quantiles(0.5 * math.erfc(-z * _ROOT_HALF))
+
+
+class _Given(Draws):
+    """A stream of one number that is given."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def random(self) -> float:
+        return self._number
 
 
 Draw = Callable[[Draws], float]

@@ -11,9 +11,10 @@ import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from profiler.emulator.conversation import ApiError
+from profiler.limits.token_bucket import Bucket, QuotaRefusal, QuotaState, Resource
 from profiler.scenarios import Capacity, Quota
 
 
@@ -66,10 +67,14 @@ class ToolCapacity:
 
     def arrive(self, key: int, work_ns: int, now_ns: int) -> Rejected | None:
         """Take call `key` in, or say why not. Call `advance(now_ns)` first."""
+        asked = self._capacity.retry_after
+        asked_ns = None if asked is None else int(asked * self._scale * 1e9)
         rate = self._rate()
         if rate is not None and self._tokens < 1:
             wait = (1 - self._tokens) / rate * 1e9 if rate > 0 else 1e9
-            return Rejected(429, "too many requests a second", int(wait) + 1)
+            return Rejected(
+                429, "too many requests a second", int(wait) + 1 if asked_ns is None else asked_ns
+            )
         slots, mode = self._slots(), self._capacity.mode
         call = _Call(work_ns)
         if mode == "share":
@@ -78,9 +83,9 @@ class ToolCapacity:
             call.done_ns = now_ns + work_ns
             self._running[key] = call
         elif mode == "reject":
-            return Rejected(429, f"at most {int(slots)} calls at once", None)
+            return Rejected(429, f"at most {int(slots)} calls at once", asked_ns)
         elif len(self._queue) >= self._capacity.queue:
-            return Rejected(503, f"queue of {self._capacity.queue} is full", None)
+            return Rejected(503, f"queue of {self._capacity.queue} is full", asked_ns)
         else:
             self._queue[key] = call
         if rate is not None:
@@ -152,109 +157,24 @@ class ToolCapacity:
 
 
 # Quotas: the server's limits on model requests, per API key. A limiter is ours, a quota is theirs.
-#
-# Token buckets and a concurrency count. A bucket holds `burst` minutes' worth, starts full and refills
-# continuously; a request takes from all buckets or from none.
-
-Resource = Literal["requests", "tokens", "input-tokens", "output-tokens", "concurrent"]
 
 
-class Bucket:
-    """`limit` units a minute of `minute_ns`; what a request takes may leave it empty, never below.
+def key_quota(quota: Quota, *, split_tokens: bool, minute_ns: float, now_ns: int) -> QuotaState:
+    """The state of one API key on one provider's API; a bucket holds `burst` minutes' worth.
 
-    `stated` is the same for a minute of 60 s: what is told to clients, whose clock is not scaled.
+    `split_tokens`: input and output have a bucket each (Anthropic), else one for both (OpenAI).
     """
-
-    __slots__ = ("_level", "_rate", "_updated_ns", "resource", "size", "stated")
-
-    def __init__(self, resource: Resource, limit: float, burst: float, minute_ns: float, now_ns: int) -> None:
-        self.resource: Resource = resource
-        self.stated = limit * 60e9 / minute_ns
-        self.size = max(1.0, limit * burst)
-        self._rate = limit / minute_ns
-        self._level = self.size
-        self._updated_ns = now_ns
-
-    def level(self, now_ns: int) -> float:
-        """The amount that is left at `now_ns`."""
-        level = self._level + (now_ns - self._updated_ns) * self._rate
-        self._level = level = self.size if level > self.size else level
-        self._updated_ns = now_ns
-        return level
-
-    def take(self, amount: float) -> None:
-        self._level -= amount
-
-    def wait_ns(self, amount: float) -> int:
-        """How long until `amount` (at most a full bucket) will be there, after the last `level`."""
-        return max(0, int((min(amount, self.size) - self._level) / self._rate) + 1)
-
-    def reset_ns(self) -> int:
-        """How long until the bucket is full again, after the last `level`."""
-        return int((self.size - self._level) / self._rate)
-
-
-class QuotaRefusal(NamedTuple):
-    """Why a request does not pass, with the figures that the 429 body states."""
-
-    resource: Resource
-    limit: float
-    used: float
-    requested: float
-    retry_ns: int
-
-
-class KeyQuota:
-    """The state of one API key on one provider's API."""
-
-    __slots__ = ("_concurrent", "_in_flight", "buckets")
-
-    def __init__(self, quota: Quota, *, split_tokens: bool, minute_ns: float, now_ns: int) -> None:
-        """`split_tokens`: input and output have a bucket each (Anthropic), else one for both (OpenAI)."""
-        limits: list[tuple[Resource, float]] = []
-        if quota.requests_per_minute is not None:
-            limits.append(("requests", quota.requests_per_minute))
-        if quota.input_tokens_per_minute is not None and quota.output_tokens_per_minute is not None:
-            if split_tokens:
-                limits.append(("input-tokens", quota.input_tokens_per_minute))
-                limits.append(("output-tokens", quota.output_tokens_per_minute))
-            else:
-                limits.append(("tokens", quota.input_tokens_per_minute + quota.output_tokens_per_minute))
-        self.buckets = [Bucket(resource, limit, quota.burst, minute_ns, now_ns) for resource, limit in limits]
-        self._concurrent = quota.concurrent_requests
-        self._in_flight = 0
-
-    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> QuotaRefusal | None:
-        """Take what the request needs and return None, or take nothing and say why not."""
-        if self._concurrent is not None and self._in_flight >= self._concurrent:
-            return QuotaRefusal("concurrent", self._concurrent, self._in_flight, 1, 0)
-        wanted: dict[Resource, int] = {
-            "requests": 1,
-            "tokens": input_tokens + output_tokens,
-            "input-tokens": input_tokens,
-            "output-tokens": output_tokens,
-        }
-        worst: QuotaRefusal | None = None
-        amounts = []
-        for bucket in self.buckets:
-            level = bucket.level(now_ns)
-            # More than a full bucket is let through by a full one: it would else never pass.
-            amount = min(float(wanted[bucket.resource]), bucket.size)
-            if amount > level + 1e-9:
-                used, retry_ns = bucket.size - level, bucket.wait_ns(amount)
-                if worst is None or retry_ns > worst.retry_ns:
-                    worst = QuotaRefusal(bucket.resource, bucket.stated, used, amount, retry_ns)
-            amounts.append(amount)
-        if worst is not None:
-            return worst
-        for bucket, amount in zip(self.buckets, amounts, strict=True):
-            bucket.take(amount)
-        self._in_flight += 1
-        return None
-
-    def release(self) -> None:
-        """An admitted request ended."""
-        self._in_flight -= 1
+    limits: list[tuple[Resource, float]] = []
+    if quota.requests_per_minute is not None:
+        limits.append(("requests", quota.requests_per_minute))
+    if quota.input_tokens_per_minute is not None and quota.output_tokens_per_minute is not None:
+        if split_tokens:
+            limits.append(("input-tokens", quota.input_tokens_per_minute))
+            limits.append(("output-tokens", quota.output_tokens_per_minute))
+        else:
+            limits.append(("tokens", quota.input_tokens_per_minute + quota.output_tokens_per_minute))
+    buckets = [Bucket(resource, limit, limit * quota.burst, minute_ns, now_ns) for resource, limit in limits]
+    return QuotaState(buckets, quota.concurrent_requests)
 
 
 # How the providers tell of quotas: headers on every response, and the 429 that refuses.
@@ -272,7 +192,7 @@ UNLIMITED: dict[str, bytes] = {
 """The headers where a scenario has no quotas: limits that nobody meets."""
 
 
-def headers(style: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
+def headers(style: str, quota: QuotaState, now_ns: int, wall: float) -> bytes:
     """The header lines for the state of `quota`; `wall` is the Unix time of `now_ns`.
 
     `style`: a provider, or a dialect with headers of its own, or with none.

@@ -259,7 +259,7 @@ class _Call:
         self._call.fault = None
         if self._tools.refused_form(self._call, rejected):
             entry.status = 200
-            self.answer(entry.received_ns)
+            self.answer(entry.due_ns)
         else:
             exchange.send(refusal_reply(rejected, entry))
 

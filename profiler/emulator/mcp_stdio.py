@@ -176,7 +176,7 @@ class _Call:
         self._call.fault = None
         if not self._service.tools.refused_form(self._call, rejected):
             refuse(self._call, rejected, as_error=False)
-        self.answer(self.entry.received_ns)
+        self.answer(self.entry.due_ns)
 
     def end(self, outcome: str) -> None:
         """Nothing more comes of it."""

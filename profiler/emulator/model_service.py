@@ -39,11 +39,11 @@ from profiler.emulator.faults import (
 )
 from profiler.emulator.http1 import Ending, Exchange, HttpReply, Payload
 from profiler.emulator.journal import Entry, Journal
-from profiler.emulator.limits import KeyQuota
 from profiler.emulator.openai_requests import envelope
 from profiler.emulator.places import Handed, Outstanding, Places
 from profiler.emulator.replies import Reply
 from profiler.emulator.tape import Tape
+from profiler.limits.token_bucket import QuotaState
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
 from profiler.scenarios import WIRE_FAULTS, Fault
 
@@ -64,6 +64,9 @@ _MOST_MODEL = 256
 
 _MAX_KEYS = 10_000
 """The most entries that clients can add to a dictionary: quotas by API key, attempts by place."""
+
+_UNBOUNDED = 1 << 62
+"""Frames whose tokens are not cut off at those of the reply."""
 
 _DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-5-5", "claude-haiku-5-5")
 
@@ -89,7 +92,7 @@ class _Request:
     wire: Wire
     entry: Entry
     serial: int
-    quota: KeyQuota | None = None
+    quota: QuotaState | None = None
     odd: dict[str, Fault] = field(default_factory=dict)
 
 
@@ -106,7 +109,7 @@ class ModelService:
         self._free_loop = 0
         self._models = frozenset(scenario.model.models)
         self._keys = frozenset(scenario.model.api_keys)
-        self._quotas: dict[tuple[str, bytes], KeyQuota] = {}
+        self._quotas: dict[tuple[str, bytes], QuotaState] = {}
         self._attempts: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
         # What this server sends in an odd form has to be accepted in it.
@@ -212,7 +215,7 @@ class ModelService:
             )
         return key
 
-    def _quota(self, key: bytes, provider: str, now_ns: int) -> KeyQuota | None:
+    def _quota(self, key: bytes, provider: str, now_ns: int) -> QuotaState | None:
         spec, scale = self._scenario.quota, self._scenario.time_scale
         if spec is None or scale == 0:  # without time there is no rate
             return None
@@ -221,7 +224,7 @@ class ModelService:
             if len(self._quotas) >= _MAX_KEYS:
                 self._quotas.pop(next(iter(self._quotas)))
             split = provider == "anthropic"
-            quota = KeyQuota(spec, split_tokens=split, minute_ns=60e9 * scale, now_ns=now_ns)
+            quota = limits.key_quota(spec, split_tokens=split, minute_ns=60e9 * scale, now_ns=now_ns)
             self._quotas[provider, key] = quota
         return quota
 
@@ -271,15 +274,14 @@ class ModelService:
                 if applies(fault.kind, wire.name, streamed=talk.stream, calls=bool(places))
                 and not (fault.kind == "pause_turn" and talk.resumed)  # it paused before
             }
-        said, timed_tokens = self._content(request, talk, place, places)
+        said, written, timed_tokens = self._content(request, talk, place, places)
         if quota is not None:
             # Anthropic does not count what is read from the cache; OpenAI counts all.
             counted = said.input_tokens - (said.cached_tokens if wire.provider == "anthropic" else 0)
             refusal = quota.admit(counted, self._output_tokens(wire, said), exchange.received_ns)
             if refusal is not None:
                 error = limits.refusal_error(wire.provider, refusal, talk.model)
-                # Providers announce no wait for concurrency; a tenth of a second, scaled, is made up.
-                error.retry_ns = refusal.retry_ns or int(1e8 * self._scenario.time_scale)
+                error.retry_ns, error.after_ns = self._announced(refusal.retry_ns)
                 raise error
             entry.on_finished = quota.release
         if loop == self._free_loop:
@@ -289,12 +291,13 @@ class ModelService:
         fault = self._fault(exchange, place, entry) if self._scenario.faults else None
         if fault is not None and fault.kind in STATUS:
             raise status_error(fault.kind, wire.provider, int(1e9 * self._scenario.time_scale))
-        self._send(request, talk, said, timed_tokens, place, fault)
+        self._send(request, talk, said, written, timed_tokens, place, fault)
 
     def _content(
         self, request: _Request, talk: Conversation, place: Place, places: list[Place]
-    ) -> tuple[Said, int]:
-        """The content of the reply, and the number of tokens that its duration is made of."""
+    ) -> tuple[Said, int, int]:
+        """The content of the reply, its tokens (it may say that it had more, or fewer), and the number of
+        those that its duration is made of."""
         wire = request.wire
         spoken = self._dialect if wire.name == "chat" else dialect("openai")
         drawn = self._tape.tokens(place, spoken.reasoning_tokens)
@@ -320,7 +323,7 @@ class ModelService:
             text = answer(talk.results)
             # The answer's length depends on the results; its duration is the tape's alone.
             said, tokens = Said(text, (), "stop", own_tokens, tokens_of(text)), _ANSWER_TOKENS
-        asked = own_tokens + drawn.context
+        asked = own_tokens + drawn.context if drawn.input is None else drawn.input
         cached = int(asked * drawn.cached_share)
         said = said._replace(
             input_tokens=asked,
@@ -331,8 +334,18 @@ class ModelService:
             reasoning_tokens=drawn.reasoning,
         )
         cut = limited(said, talk.max_tokens)
-        generated = cut.output_tokens - cut.reasoning_tokens
-        return cut, tokens if cut is said else min(tokens, generated)
+        written = cut.output_tokens
+        if drawn.output is not None and cut is said:
+            beside = self._output_tokens(wire, cut) - written  # of Anthropic's preface to calls
+            counted = max(drawn.output - beside, drawn.reasoning, 1)
+            if talk.max_tokens is not None:
+                counted = min(counted, max(1, talk.max_tokens - beside))
+            cut = cut._replace(output_tokens=counted)
+        return (
+            cut,
+            written,
+            tokens if written == said.output_tokens else min(tokens, written - cut.reasoning_tokens),
+        )
 
     def _call_id(self, wire: Wire, token: str, model: str, serial: int) -> str:
         if wire.name == "chat":
@@ -349,7 +362,9 @@ class ModelService:
         whole_object = request.wire.provider == "anthropic" and not talk.stream
         spoilt = []
         for place, call in zip(places, calls, strict=True):
-            fault = self._tape.call_fault(place, "malformed_arguments", "unknown_tool", "wrong_type")
+            fault = self._tape.call_fault(
+                place, call.name, "malformed_arguments", "unknown_tool", "wrong_type"
+            )
             # A whole Anthropic body holds arguments as an object, which cannot be malformed.
             if fault is None or (whole_object and fault.kind == "malformed_arguments"):
                 spoilt.append(call)
@@ -377,6 +392,7 @@ class ModelService:
         request: _Request,
         talk: Conversation,
         said: Said,
+        written: int,
         timed_tokens: int,
         place: Place,
         fault: Fault | None,
@@ -419,6 +435,10 @@ class ModelService:
         held = [fault.seconds for name in ("server_tool", "pause_turn") if (fault := request.odd.get(name))]
         held_ns = int(max(held, default=0.0) * self._scenario.time_scale * 1e9)
         per_token_ns = pace.per_token * 1e9
+        if pace.whole is not None:
+            per_token_ns = (
+                (pace.whole - pace.first_token) * 1e9 / max(1, timed_tokens + said.reasoning_tokens)
+            )
         if not talk.stream:
             spent_ns = int(per_token_ns * (timed_tokens + said.reasoning_tokens)) + held_ns
             entry.due_ns = due_ns = first_ns + spent_ns
@@ -438,16 +458,23 @@ class ModelService:
                 frames.append((frames[-1][0], error_frame(wire.name, half)))
         # Scaled so that an answer takes the tape's time whatever its length; reasoning is as long as it is.
         thought = said.reasoning_tokens
-        scale = timed_tokens / max(1, said.output_tokens - thought)
+        scale = timed_tokens / max(1, written - thought)
+        most = written if written != said.output_tokens or pace.whole is not None else _UNBOUNDED
         timed: list[tuple[int, Payload]] = [
             (
                 first_ns
-                + int(per_token_ns * (min(tokens, thought) + max(0, tokens - thought) * scale))
+                + int(per_token_ns * (min(tokens, thought) + max(0, min(tokens, most) - thought) * scale))
                 + (held_ns if n >= after else 0),
                 payload,
             )
             for n, (tokens, payload) in enumerate(frames)
         ]
+        if pace.whole is not None:
+            # A reply may say that it had fewer tokens than it has: its parts stay in order all the same.
+            latest = first_ns
+            for n, (due_ns, payload) in enumerate(timed):
+                latest = max(latest, due_ns)
+                timed[n] = (latest, payload)
         exchange.send(
             HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
         )
@@ -466,6 +493,18 @@ class ModelService:
                 self._places.remember(call.id, place)
 
     # Headers and refusals
+
+    def _announced(self, retry_ns: int) -> tuple[int | None, int]:
+        """The wait that a refusal for a quota announces (None: none), and how long the refusal takes."""
+        spec, scale = self._scenario.quota, self._scenario.time_scale
+        assert spec is not None
+        # Providers announce no wait for concurrency; a tenth of a second, scaled, is made up.
+        wait_ns: int | None = retry_ns or int(1e8 * scale)
+        if spec.retry_after == "none":
+            wait_ns = None
+        elif spec.retry_after == "seconds":
+            wait_ns = -(-(wait_ns or 0) // 1_000_000_000) * 1_000_000_000
+        return wait_ns, int(spec.refusal_seconds * scale * 1e9)
 
     def _limits(self, request: _Request) -> bytes:
         """The headers that tell of the key's quota."""
@@ -494,7 +533,8 @@ class ModelService:
         if error.retry_ns is not None:
             headers += limits.retry_headers(self._style(wire), error.retry_ns)
         self._journal.refused(exchange.method, exchange.path, error.status, error.log or error.message)
-        exchange.send(HttpReply(error.status, headers, body, observer=entry))
+        due_ns = exchange.received_ns + error.after_ns if error.after_ns else 0
+        exchange.send(HttpReply(error.status, headers, body, due_ns=due_ns, observer=entry))
 
 
 def _identity(provider: str, request_id: str) -> bytes:

@@ -40,7 +40,7 @@ class Served(Protocol):
         """The tool's work ends at `due_ns`, now or later: send what it says then."""
 
     def refuse(self, rejected: Rejected) -> None:
-        """The tool does not take the call."""
+        """The tool does not take the call; the client is told when it is due (`entry.due_ns`)."""
 
 
 class ToolCalls:
@@ -57,7 +57,8 @@ class ToolCalls:
         self._places = places
         self._shares_ids = any(fault.kind == "duplicate_ids" for fault in tape.scenario.faults)
         self._in_flight: dict[str, int] = {}  # by name; only names with calls in flight, so it stays small
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, _Queue] = {}  # by tool
+        self._of_servers: dict[str, _Queue] = {}
         self._unmatched = 0
         self._started_ns = time.monotonic_ns()
 
@@ -81,34 +82,42 @@ class ToolCalls:
         """The fault among `kinds` that this call meets, if any."""
         if not self.scenario.faults:
             return None
-        return self.tape.call_fault(Place(entry.loop or 0, entry.round or 0, entry.call or 0), *kinds)
+        place = Place(entry.loop or 0, entry.round or 0, entry.call or 0)
+        return self.tape.call_fault(place, entry.tool or "", *kinds)
 
     def listing_fault(self, number: int) -> Fault | None:
         """The fault that listing number `number` meets, if any; its place is that of a loop."""
-        return self.tape.call_fault(Place(number, 0, 0), "mcp_endless_listing")
+        return self.tape.call_fault(Place(number, 0, 0), "", "mcp_endless_listing")
 
     def serve(self, spec: ToolSpec, name: str, served: Served) -> Callable[[], None] | None:
         """Have the tool serve a call, or refuse it; `served` is told, now or later.
 
         Returns what to call when the client has gone before that: None where nothing waits for its turn.
         """
-        if spec.capacity is None:
+        capacity = spec.capacity
+        if spec.server is not None:
+            # Names of tools come from clients, and could be that of a server: it has a dictionary of its own.
+            return self._queue(self._of_servers, spec.server, self.scenario.servers[spec.server]).arrive(
+                served
+            )
+        if capacity is None:
             served.answer(served.entry.due_ns)
             return None
-        return self._queue(name, spec.capacity).arrive(served)
+        return self._queue(self._queues, name, capacity).arrive(served)
 
     def _left(self, name: str) -> None:
         self._in_flight[name] -= 1
         if not self._in_flight[name]:
             del self._in_flight[name]
 
-    def _queue(self, name: str, capacity: Capacity) -> _Queue:
-        queue = self._queues.get(name)
+    def _queue(self, queues: dict[str, _Queue], name: str, capacity: Capacity) -> _Queue:
+        queue = queues.get(name)
         if queue is None:
-            if len(self._queues) > 1000:  # any name is a tool: a client could invent them without end
+            if len(queues) > 1000:  # any name is a tool: a client could invent them without end
                 raise RuntimeError("more than a thousand tools with a capacity")
             state = ToolCapacity(capacity, self.scenario.time_scale, self._started_ns)
-            queue = self._queues[name] = _Queue(state, self.scheduler)
+            refusal_ns = int(capacity.refusal_seconds * self.scenario.time_scale * 1e9)
+            queue = queues[name] = _Queue(state, self.scheduler, refusal_ns)
         return queue
 
     def _place(self, identity: Identity, name: str, arguments: Mapping[str, Any], entry: Entry) -> Place:
@@ -141,8 +150,9 @@ class ToolCalls:
 class _Queue:
     """The requests at a tool of limited capacity, waiting or served; one timer, for the next to end."""
 
-    def __init__(self, state: ToolCapacity, scheduler: Scheduler) -> None:
+    def __init__(self, state: ToolCapacity, scheduler: Scheduler, refusal_ns: int) -> None:
         self._state = state
+        self._refusal_ns = refusal_ns
         self._scheduler = scheduler
         self._serial = 0
         self._waiting: dict[int, Served] = {}
@@ -157,7 +167,7 @@ class _Queue:
         rejected = self._state.arrive(serial, entry.due_ns - now_ns, now_ns)
         if rejected is not None:
             entry.status = rejected.status
-            entry.due_ns = now_ns
+            entry.due_ns = now_ns + self._refusal_ns
             entry.fault = None  # a call that was not served met none
             served.refuse(rejected)
             return None

@@ -124,7 +124,8 @@ def refusal_reply(rejected: Rejected, entry: Entry) -> HttpReply:
     if rejected.retry_ns is not None:
         headers += b"retry-after: %d\r\n" % -(-rejected.retry_ns // 1_000_000_000)
     body = orjson.dumps({"error": {"message": rejected.reason, "type": "rate_limited"}})
-    return HttpReply(rejected.status, headers, body, observer=entry)
+    due_ns = entry.due_ns if entry.due_ns > entry.received_ns else 0
+    return HttpReply(rejected.status, headers, body, due_ns=due_ns, observer=entry)
 
 
 def error(journal: Journal, exchange: Exchange, status: int, message: str, log: str | None = None) -> None:

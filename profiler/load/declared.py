@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any, ClassVar, Self
 
@@ -343,10 +343,22 @@ class Options:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, command: str, classes: Sequence[type[Options]], groups: Mapping[str, str]
+    parser: argparse.ArgumentParser,
+    command: str,
+    classes: Sequence[type[Options]],
+    groups: Mapping[str, str],
+    *,
+    defaults: bool = True,
 ) -> None:
-    """Add the options of a command to its parser, in groups: title → what the help says below it, or ''."""
+    """Add the options of a command to its parser, in groups: title → what the help says below it, or ''.
+
+    Without `defaults` the value of one that is not given is None, and the help names no default.
+    """
     found = [declared for cls in classes for _, declared in cls.declared(command)]
+    if not defaults:
+        found = [
+            replace(one, default=None, help=re.sub(r" \(default: [^)]*\)", "", one.help)) for one in found
+        ]
     for title, said in groups.items():
         mine = [declared for declared in found if declared.group == title]
         if mine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,12 +113,15 @@ MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 
 DIRECT = ("mcp load", "mcp tune")
 SEARCHES = ("compare", "tune", *DIRECT)
+PREDICTED = (*SEARCHES, "predict")
 target = partial(option, group="target", commands=("run", "compare", "tune", "locust"))
 load = partial(option, group="load", commands=("compare", "tune", "locust", *DIRECT))
+predicted = partial(option, group="load", commands=("compare", "tune", "locust", *DIRECT, "predict"))
 closed = partial(option, group="load", commands=("compare", "tune", "locust", "mcp load"))
-strategies_too = partial(option, group="load", commands=("compare", "tune", "locust"))
+closed_predicted = partial(closed, commands=("compare", "tune", "locust", "mcp load", "predict"))
+strategies_too = partial(option, group="load", commands=("compare", "tune", "locust", "predict"))
 own = partial(option, group="load", commands=("run", "compare", "tune", "locust"))
-turns = partial(option, group="turns", commands=("compare", "locust", "mcp load"))
+turns = partial(option, group="turns", commands=("compare", "locust", "mcp load", "predict"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
 tool_server = partial(option, group="mcp", commands=("run", "compare", "tune", "locust"))
 any_tools = partial(option, group="mcp", commands=("run", "compare", "tune", "locust", *DIRECT))
@@ -133,16 +136,26 @@ class Size(Options):
     """How many agents, in how many processes, for how long. Locust has options of its own for these."""
 
     users: int = option(
-        "--users", COUNT, 20, "agents; each starts its next loop when the last one ends", "load", SEARCHES
+        "--users", COUNT, 20, "agents; each starts its next loop when the last one ends", "load", PREDICTED
     )
-    workers: int = option("--workers", COUNT, 1, "processes that run agents", "load", SEARCHES)
+    workers: int = option("--workers", COUNT, 1, "processes that run agents", "load", PREDICTED)
     seconds: float = option(
         "--duration",
         MEASURED,
         15.0,
         "measuring time per strategy (and level)",
         "turns",
-        ("compare", "mcp load"),
+        ("compare", "mcp load", "predict"),
+    )
+    for_prediction: bool = option(
+        "--for-prediction",
+        SWITCH,
+        False,
+        "a recording to predict from: levels from 1/8 to 1 1/2 times --users, under gathered (and "
+        "sequential, where nothing is paid for), unless --levels or --strategy name others; says at the end "
+        "which servers it took past their capacity",
+        "turns",
+        ("compare",),
     )
 
     def __post_init__(self) -> None:
@@ -311,7 +324,7 @@ class LoadOptions(Options):
         DEFAULT_STRATEGIES,
         f"{STRATEGY_FORMS}; may be repeated; the first is what the others are compared with",
         "load",
-        ("compare", "locust"),
+        ("compare", "locust", "predict"),
         repeats=True,
     )
     variants: tuple[str, ...] = option(
@@ -325,8 +338,8 @@ class LoadOptions(Options):
         ("compare", "locust"),
         repeats=True,
     )
-    think_seconds: float = load("--think", SECONDS, 0.0, "closed load: wait between an agent's loops")
-    arrivals: str | None = closed(
+    think_seconds: float = predicted("--think", SECONDS, 0.0, "closed load: wait between an agent's loops")
+    arrivals: str | None = closed_predicted(
         "--arrivals",
         TEXT,
         None,
@@ -334,10 +347,10 @@ class LoadOptions(Options):
         "wait for each other; latency counts from when they were due",
         metavar="R/s",
     )
-    max_in_flight: int | None = closed(
+    max_in_flight: int | None = closed_predicted(
         "--max-in-flight", COUNT, None, "open load: loops at once at most; others wait"
     )
-    drain_seconds: float = closed(
+    drain_seconds: float = closed_predicted(
         "--drain",
         SECONDS,
         DRAIN_SECONDS,
@@ -358,7 +371,7 @@ class LoadOptions(Options):
         False,
         "divide all limits among the processes; else each has them whole",
     )
-    slo: str | None = load("--slo", TEXT, None, "what a good loop is: p95<2s,errors<1%", metavar="S")
+    slo: str | None = predicted("--slo", TEXT, None, "what a good loop is: p95<2s,errors<1%", metavar="S")
     abort_on: str | None = closed(
         "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
@@ -455,16 +468,7 @@ class LoadOptions(Options):
         self._check_strategies()
         self._check_servers()
         tls_of(self)
-        if self.arrivals is not None:
-            Arrivals.parse(self.arrivals)
-            if self.think_seconds:
-                raise UsageError("--think is for a closed load: with --arrivals nobody waits for an answer")
-        elif self.max_in_flight is not None:
-            raise UsageError(
-                "--max-in-flight is for an open load (--arrivals): users already limit a closed one"
-            )
-        if len(set(self.levels)) < len(self.levels):
-            raise UsageError("--levels: each level can be named once")
+        check_load(self.arrivals, self.think_seconds, self.max_in_flight, self.levels)
         if self.abort_on is not None:
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
@@ -664,6 +668,20 @@ class LoadOptions(Options):
             )
         if not self.allow_remote:
             _refuse_remote(self.remote_servers)
+
+
+def check_load(
+    arrivals: str | None, think_seconds: float, max_in_flight: int | None, levels: Sequence[int]
+) -> None:
+    """Raises `UsageError` naming the option that is of another kind of load than the others, or is wrong."""
+    if arrivals is not None:
+        Arrivals.parse(arrivals)
+        if think_seconds:
+            raise UsageError("--think is for a closed load: with --arrivals nobody waits for an answer")
+    elif max_in_flight is not None:
+        raise UsageError("--max-in-flight is for an open load (--arrivals): users already limit a closed one")
+    if len(set(levels)) < len(levels):
+        raise UsageError("--levels: each level can be named once")
 
 
 def _refuse_remote(targets: Mapping[str, str]) -> None:

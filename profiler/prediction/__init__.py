@@ -1,1 +1,1 @@
-"""Deciding without running: a model fitted to a recording, and what it predicts."""
+"""Decides without running: a model fitted to a recording, and what it predicts."""

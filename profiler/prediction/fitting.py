@@ -166,12 +166,14 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             for position, call in enumerate(round_.tool_calls):
                 row = rows_of_calls.get((number, place, position))
                 took = -1 if row is None else int(services[server_of(call)][row])
-                if took < 0:  # it was refused, so what it would have taken is not known
+                filled = took < 0
+                if filled:  # it was refused, so what it would have taken is not known
                     pool = pools.get(server_of(call))
                     took = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
-                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released))
+                client_ns = 0 if filled else min(took, _client_ns(call))
+                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns))
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))
@@ -286,7 +288,13 @@ def _round(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, af
         first_token_ns=token,
         input_tokens=model.limited_input_tokens or 0,
         output_tokens=model.output_tokens or 0,
+        client_ns=min(service_ns, _client_ns(model)),
     )
+
+
+def _client_ns(request: ModelCall | ToolCall) -> int:
+    """The client's own part: an end comes at any time of a busy period, so that half of that is the mean."""
+    return request.sending_ns + request.late_ns // 2
 
 
 def _unusable(record: LoopRecord) -> str | None:

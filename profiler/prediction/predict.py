@@ -40,13 +40,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """The answer: figures with bands by name, or why there are none (`refused`)."""
+    """The answer: figures with bands by name, or why there are none (`refused`).
+
+    `every` are those of each replicate: those of one number rest on the same resample, whatever was asked.
+    """
 
     question: Question
     figures: dict[str, Estimate]
     refused: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     uses: tuple[ServerUse, ...] = ()
+    every: tuple[Figures, ...] = ()
 
 
 class Loops:
@@ -105,7 +109,7 @@ def predict(
         figures[name] = Estimate(float(middle), float(low), float(high))
     if fitted.calls < FEWEST_FOR_P99:
         figures.pop("p99", None)
-    return Predicted(question, figures, uses=runs[0].servers)
+    return Predicted(question, figures, uses=runs[0].servers, every=tuple(found))
 
 
 def _run(

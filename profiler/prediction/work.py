@@ -18,13 +18,17 @@ class CallWork:
 
     `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and
     client add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the
-    start of the tool phase until it was handed to the strategy.
+    start of the tool phase until it was handed to the strategy. `filled`: its service is not known, since it
+    was refused; that of another call stands for it. `client_ns` of it is held to be the client's own:
+    sending, and half of what a busy client may have noticed late.
     """
 
     tool: int
     service_ns: int
     failed: bool = False
     after_ns: int = 0
+    filled: bool = False
+    client_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class RoundWork:
     """One model request and the calls of its reply.
 
     `service_ns` is the request's own time, without attempts that were refused and the waits between them, of
-    which `first_token_ns` passed before the first token (0: not known). `parse_ns` lies between the reply and
+    which `first_token_ns` passed before the first token (0: not known), and `client_ns` is held to be the
+    client's own, as in `CallWork`. `parse_ns` lies between the reply and
     the handing over of its calls, `collect_ns` between the last call's end and the end of the round.
     """
 
@@ -43,6 +48,7 @@ class RoundWork:
     first_token_ns: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    client_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def render_comparison(
     would help. Then comes what was asked of the run (`Summary.outcomes`).
     `path` is the run directory as the user would type it; it stands on the last line, which is not wrapped.
     """
-    text = _rendered(_comparison(summary, run), width, color)
+    text = rendered(_comparison(summary, run), width, color)
     return text if path is None else f"{text}{clean(path, 4096)}\n"
 
 
@@ -102,7 +102,7 @@ def render_regression(
 
     `outcomes`: of everything that was asked, by default of the gates.
     """
-    return _rendered(_regression(found, outcomes or found.outcomes), width, color)
+    return rendered(_regression(found, outcomes or found.outcomes), width, color)
 
 
 def _regression(found: Regression, outcomes: Sequence[Outcome]) -> Iterator[Text]:
@@ -178,7 +178,8 @@ def objective_outcome(summary: Summary, shown: Callable[[str], str]) -> str:
     return "; ".join(parts) or "no loop was measured"
 
 
-def _rendered(parts: Iterable[RenderableType], width: int, color: bool) -> str:
+def rendered(parts: Iterable[RenderableType], width: int, color: bool) -> str:
+    """Rich's parts as text of this width, without spaces at the ends of lines."""
     out = io.StringIO()
     console = Console(
         file=out,

@@ -11,36 +11,42 @@ Scenarios built in code are checked too, and raise pydantic's `ValidationError`.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
-import operator
 import re
 import tomllib
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
-from pydantic_core import ArgsKwargs, ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import ArgsKwargs
 
 from profiler.errors import ScenarioError, did_you_mean
 from profiler.providers import DialectName
+from profiler.scenarios.forms import (
+    TABLES,
+    ZERO,
+    Count,
+    CountOrNone,
+    Distribution,
+    Drawn,
+    Number,
+    NumberOrNone,
+    Positive,
+    PositiveOrNone,
+    Share,
+    SignedShare,
+    Table,
+    Text,
+    Texts,
+    Whole,
+    bounded,
+    expected,
+    listed,
+    numbers,
+)
 
-# Scenarios: the description of the work, read from TOML and checked.
-
-
-DistributionKind = Literal["constant", "uniform", "exponential", "lognormal", "gamma", "pareto", "empirical"]
 CapacityMode = Literal["reject", "queue", "share"]
 Failure = Literal[
     "http_429", "http_500", "http_503", "http_529", "reset", "hang", "slow_first_byte", "truncated_stream",
@@ -74,205 +80,77 @@ CALL_FAULTS: frozenset[str] = frozenset(
     {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500", *MCP_FAULTS}
 )
 
-MOST = 1e9
-"""The largest number in a scenario, whatever its unit."""
-
 MOST_ROUNDS, MOST_FAN_OUT, MOST_TOKENS = 1000, 4096, 10_000_000
 
 
-# How a mistake in a file becomes one line: validators raise what they `_expected`; `_Table` turns pydantic's
-# own errors into the same form; `_message` reports the first of a file's problems.
-
-
-def _expected(words: str, *place: str | int) -> ValidationError:
-    """The error of a validator that expected `words` at `place`, a path from the value it checks."""
-    problem = PydanticCustomError("expected", "{words}", {"words": words})
-    return ValidationError.from_exception_data("", [{"type": problem, "loc": place, "input": None}])
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class _Table:
-    """A table of the file. Pydantic's errors about it are put into the words of its fields."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _check(cls, table: Any, build: Any) -> Any:
-        try:
-            return build(table)
-        except ValidationError as error:
-            problems = error.errors(include_url=False)
-        fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-        # Fields given by position, such as the name of a tool, are no keys of the file.
-        known = list(fields)[len(table.args) if isinstance(table, ArgsKwargs) else 0 :]
-        raise ValidationError.from_exception_data("", [_in_words(one, fields, known) for one in problems])
-
-
-def _in_words(problem: ErrorDetails, fields: dict[str, FieldInfo], known: list[str]) -> InitErrorDetails:
-    """A table's `problem` as one of two types: an `unknown` key, or a value that is not as `expected`."""
-    kind, place, context = problem["type"], problem["loc"], problem.get("ctx", {})
-    if kind in ("unexpected_keyword_argument", "multiple_argument_values"):
-        kind, context = "unknown", {"options": known}
-    elif kind not in ("unknown", "expected"):  # those have been put into words by an inner table
-        field = fields.get(str(place[0])) if place else None
-        options = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
-        words = (field and field.description) or "a table"
-        place = place[:1]  # lists of numbers and of texts are shown whole
-        if kind.startswith("union_tag"):
-            place, options = (*place, "kind"), get_args(DistributionKind)
-        elif kind == "less_than_equal" and problem["input"] > context["le"]:  # which NaN is not
-            words = f"a number of at most {context['le']:g}"
-        words = f"one of {', '.join(options)}" if options else words
-        kind, context = "expected", {"words": words, "options": options}
-    return {"type": PydanticCustomError(kind, "{words}", context), "loc": place, "input": None}
-
-
-def _number(least: float = 0.0, *, above: float | None = None, most: float = MOST) -> Any:
-    words = f"a number of at least {least:g}" if above is None else f"a number above {above:g}"
-    return Field(strict=True, ge=least, gt=above, le=most, description=words)
-
-
-def _whole(least: int) -> Any:
-    return Field(strict=True, ge=least, lt=2**63, description=f"a whole number of at least {least}")
-
-
-_Number = Annotated[float, _number()]
-_Positive = Annotated[float, _number(above=0)]
-_Whole = Annotated[int, _whole(0)]
-_Count = Annotated[int, _whole(1)]
-_PositiveOrNone = Annotated[float | None, _number(above=0)]
-_CountOrNone = Annotated[int | None, _whole(1)]
-_Text = Annotated[str, Field(min_length=1, description="a text")]
-_Texts = Annotated[tuple[_Text, ...], Field(description="a list of texts")]
-_TABLES = Field(description="a list of tables")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Distribution:
-    """A distribution of non-negative numbers; `parameters` in the order of the kind's TOML keys.
-
-    constant: value; uniform: low, high; exponential: mean; lognormal: median, sigma; gamma: mean,
-    shape; pareto: scale (the minimum), alpha; empirical: the values themselves, equally likely.
-    Draws are clamped to [`minimum`, `maximum`]. Two equal distributions with different `seed` draw
-    different values.
-    """
-
-    kind: DistributionKind
-    parameters: tuple[float, ...]
-    minimum: float = 0.0
-    maximum: float = float("inf")
-    seed: int = 0
-
-
-_Values = Annotated[tuple[_Number, ...], Field(min_length=1, description="a list of numbers of at least 0")]
-_PARAMETERS: dict[DistributionKind, dict[str, Any]] = {
-    "constant": {"value": _Number},
-    "uniform": {"low": _Number, "high": _Number},
-    "exponential": {"mean": _Positive},
-    # Beyond these bounds of sigma, shape and alpha a draw could overflow a float.
-    "lognormal": {"median": _Positive, "sigma": Annotated[float, _number(above=0, most=10)]},
-    "gamma": {"mean": _Positive, "shape": Annotated[float, _number(0.01)]},
-    "pareto": {"scale": _Positive, "alpha": Annotated[float, _number(0.1)]},
-    "empirical": {"values": _Values},
-}
-
-
-def _form(kind: DistributionKind) -> Any:
-    """The table of a distribution of `kind`."""
-    keys = {"kind": Literal[kind], **_PARAMETERS[kind], "min": _Number, "max": _Number, "seed": _Whole}
-    defaults = {"min": 0.0, "max": float("inf"), "seed": 0}
-    return dataclass(frozen=True)(type(kind, (_Table,), {"__annotations__": keys, **defaults}))
-
-
-_ANY_FORM: Any = functools.reduce(operator.or_, map(_form, _PARAMETERS))
-_FORMS = TypeAdapter[Any](Annotated[_ANY_FORM, Field(discriminator="kind")])
-
-
-def _distribution(value: Any) -> Distribution:
-    if isinstance(value, Distribution):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = {"kind": "constant", "value": value}
-    form = _FORMS.validate_python(value)
-    if form.kind == "uniform" and form.high < form.low:
-        raise _expected(f"a number of at least low ({form.low:g})", "high")
-    if form.max < form.min:
-        raise _expected(f"a number of at least min ({form.min:g})", "max")
-    parameters = tuple(getattr(form, name) for name in _PARAMETERS[form.kind])
-    values = form.values if form.kind == "empirical" else parameters
-    return Distribution(form.kind, values, form.min, form.max, form.seed)
-
-
-_Distribution = Annotated[
-    Distribution,
-    BeforeValidator(_distribution),
-    Field(description='a number, or a distribution such as { kind = "uniform", low = 0.1, high = 0.3 }'),
-]
-
-
-def _bounded(most: int) -> AfterValidator:
-    """Stated values above `most` are refused; drawn values are cut off there."""
-
-    def bounded(found: Distribution) -> Distribution:
-        stated = found.parameters if found.kind in ("constant", "uniform", "empirical") else ()
-        if max((*stated, found.minimum)) > most:
-            raise _expected(f"at most {most}")
-        return dataclasses.replace(found, maximum=min(found.maximum, most))
-
-    return AfterValidator(bounded)
-
-
-_ZERO = Distribution("constant", (0.0,))
-
-
 @dataclass(frozen=True)
-class CapacityStep(_Table):
+class CapacityStep(Table):
     """From `after` seconds since the start on, the capacity is `fraction` of what is stated."""
 
-    after: _Number
-    fraction: _Number
+    after: Number
+    fraction: Number
 
 
 @dataclass(frozen=True)
-class Capacity(_Table):
+class Capacity(Table):
     """How much one tool can serve. Concurrency and rate limits hold together when both are set.
 
     `concurrent`: calls served at once, None for no limit. Above it, `mode` decides: `reject`
     answers 429; `queue` holds up to `queue` more calls in order of arrival and answers 503 beyond;
     `share` serves all of them, each at the speed `concurrent / in_flight`.
     `requests_per_second` with a bucket of `burst` requests answers 429 with Retry-After.
+
+    `retry_after`: the seconds that every refusal announces, instead of what the rate needs or of nothing.
+    `refusal_seconds`: how long a refusal takes.
     """
 
-    concurrent: _CountOrNone = None
+    concurrent: CountOrNone = None
     mode: CapacityMode = "reject"
-    queue: _Whole = 0
-    requests_per_second: _PositiveOrNone = None
-    burst: _Count = 1
-    schedule: Annotated[tuple[CapacityStep, ...], _TABLES] = ()
+    queue: Whole = 0
+    requests_per_second: PositiveOrNone = None
+    burst: Count = 1
+    schedule: Annotated[tuple[CapacityStep, ...], TABLES] = ()
+    retry_after: NumberOrNone = None
+    refusal_seconds: Number = 0.0
 
     @model_validator(mode="after")
     def _is_limited(self) -> Capacity:
         if self.concurrent is None and self.requests_per_second is None:
-            raise _expected("concurrent or requests_per_second", "concurrent")
+            raise expected("concurrent or requests_per_second", "concurrent")
         for n, (step, later) in enumerate(itertools.pairwise(self.schedule), start=1):
             if later.after <= step.after:
-                raise _expected("a time later than the step before", "schedule", n, "after")
+                raise expected("a time later than the step before", "schedule", n, "after")
         return self
 
 
 @dataclass(frozen=True)
-class ToolSpec(_Table):
-    """One tool of the emulator. `parameters` is its JSON Schema, `path` its HTTP path (`/tools/x`)."""
+class ToolSpec(Table):
+    """One tool of the emulator. `parameters` is its JSON Schema, `path` its HTTP path (`/tools/x`).
+
+    `weight`: how often the model asks for it, beside the others; a list has the weight in each round, its
+    last in all later ones. `server` names the one of `[servers]` whose capacity it shares with other tools.
+    """
 
     name: str
     path: Annotated[str, Field(description="a text")]
-    description: _Text
+    description: Text
     parameters: Annotated[dict[str, Any], Field(description='a JSON Schema with type = "object"')]
-    duration: _Distribution
+    duration: Drawn
     capacity: Capacity | None = None
+    weight: Annotated[
+        tuple[Number, ...], BeforeValidator(listed), numbers("a number of at least 0, or a list of those")
+    ] = (1.0,)
+    server: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_one_capacity(self) -> ToolSpec:
+        if self.capacity is not None and self.server is not None:
+            raise expected("no capacity of its own, since it has that of its server", "capacity")
+        return self
 
 
 @dataclass(frozen=True)
-class ModelSpec(_Table):
+class ModelSpec(Table):
     """The emulated model. `first_token` in seconds; `tokens_per_second` 0 means all at once.
 
     `models` are the accepted names (empty: any name), `api_keys` the accepted keys (empty: any or
@@ -284,59 +162,109 @@ class ModelSpec(_Table):
     nobody has to send. `cached_share` of them are read from the prompt cache, `cache_written_share` of the
     others are written to it for `cache_ttl`. `reasoning_tokens` come before a reply and take their time;
     where they are not given, some dialects have a few.
+
+    `duration`: seconds of a whole reply, whatever its tokens; the first token comes within it.
+    `input_tokens` and `output_tokens` are what a reply says that it had and what quotas count, whatever the
+    length of its text.
     """
 
-    first_token: _Distribution
-    tokens_per_second: _Distribution
-    tokens_per_event: _Count = 8
-    models: _Texts = ()
-    api_keys: _Texts = ()
+    first_token: Drawn
+    tokens_per_second: Drawn
+    tokens_per_event: Count = 8
+    models: Texts = ()
+    api_keys: Texts = ()
     dialect: DialectName = "openai"
-    refuses: _Texts = ()
-    context_tokens: Annotated[_Distribution, _bounded(MOST_TOKENS)] = _ZERO
-    cached_share: Annotated[_Distribution, _bounded(1)] = _ZERO
-    cache_written_share: Annotated[_Distribution, _bounded(1)] = _ZERO
+    refuses: Texts = ()
+    context_tokens: Annotated[Drawn, bounded(MOST_TOKENS)] = ZERO
+    cached_share: Annotated[Drawn, bounded(1)] = ZERO
+    cache_written_share: Annotated[Drawn, bounded(1)] = ZERO
     cache_ttl: Literal["5m", "1h"] = "5m"
-    reasoning_tokens: Annotated[_Distribution, _bounded(MOST_TOKENS)] | None = None
+    reasoning_tokens: Annotated[Drawn, bounded(MOST_TOKENS)] | None = None
+    duration: Drawn | None = None
+    input_tokens: Annotated[Drawn, bounded(MOST_TOKENS)] | None = None
+    output_tokens: Annotated[Drawn, bounded(MOST_TOKENS)] | None = None
 
 
 @dataclass(frozen=True)
-class LoopSpec(_Table):
-    """The shape of a loop: how many `rounds` with calls come before the answer, and calls per round."""
+class LoopSpec(Table):
+    """The shape of a loop: how many `rounds` with calls come before the answer, and calls per round.
 
-    rounds: Annotated[_Distribution, _bounded(MOST_ROUNDS)]
-    fan_out: Annotated[_Distribution, _bounded(MOST_FAN_OUT)]
+    `fan_out_by_round`: the calls of the first rounds, a number or a distribution for each, where they are
+    unlike those of the others. `same_tool`: the share of calls that ask for the tool of the call before them
+    in their round, whatever the tools' weights.
+    """
+
+    rounds: Annotated[Drawn, bounded(MOST_ROUNDS)]
+    fan_out: Annotated[Drawn, bounded(MOST_FAN_OUT)]
+    fan_out_by_round: Annotated[
+        tuple[Annotated[Drawn, bounded(MOST_FAN_OUT)], ...],
+        Field(description="a list of numbers or distributions"),
+    ] = ()
+    same_tool: Share = 0.0
 
 
 @dataclass(frozen=True)
-class Quota(_Table):
+class Correlation(Table):
+    """What draws have in common; each has the distribution that is stated for it, all the same.
+
+    A Gaussian copula: a draw is the quantile of a normal number that is made up of parts. `loop`: the share
+    of the variance of that number which all tool calls of a loop have in common; `round`: that which the
+    calls of a round have in common beside. `size`: the share of that of rounds and fan-out which goes with
+    what the loop's calls have in common (negative: the larger a loop, the faster its calls); `model`: the
+    same for the durations of the model's replies.
+
+    `first_token`, `input_tokens`, `output_tokens`: the correlation with the model's `duration`, from -1 to 1.
+    """
+
+    loop: Share = 0.0
+    round: Share = 0.0
+    size: SignedShare = 0.0
+    model: SignedShare = 0.0
+    first_token: SignedShare = 0.0
+    input_tokens: SignedShare = 0.0
+    output_tokens: SignedShare = 0.0
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Correlation:
+        if self.loop + self.round > 1:
+            raise expected(f"a number of at most 1 - loop ({1 - self.loop:g})", "round")
+        return self
+
+
+@dataclass(frozen=True)
+class Quota(Table):
     """The server's limits per API key, None for none. `burst`: how many minutes' worth a full bucket holds.
 
     OpenAI's single token limit is the sum of the input and the output limit.
+
+    `retry_after`: the wait that a 429 announces: `exact` (to the millisecond, where the provider's headers
+    can say it), in whole `seconds`, or `none`. `refusal_seconds`: how long a refusal takes.
     """
 
-    requests_per_minute: _PositiveOrNone = None
-    input_tokens_per_minute: _PositiveOrNone = None
-    output_tokens_per_minute: _PositiveOrNone = None
-    concurrent_requests: _CountOrNone = None
-    burst: _Positive = 1.0
+    requests_per_minute: PositiveOrNone = None
+    input_tokens_per_minute: PositiveOrNone = None
+    output_tokens_per_minute: PositiveOrNone = None
+    concurrent_requests: CountOrNone = None
+    burst: Positive = 1.0
+    retry_after: Literal["exact", "seconds", "none"] = "exact"
+    refusal_seconds: Number = 0.0
 
     @model_validator(mode="after")
     def _both_tokens_or_none(self) -> Quota:
         limits = ("input_tokens_per_minute", "output_tokens_per_minute")
         missing = [key for key in limits if getattr(self, key) is None]
         if len(missing) == 1:
-            raise _expected("a number, since the other token limit is set", *missing)
+            raise expected("a number, since the other token limit is set", *missing)
         return self
 
 
 @dataclass(frozen=True)
-class TapePosition(_Table):
+class TapePosition(Table):
     """A place on the tape. `round` and `call` default to the first of the loop or round."""
 
-    loop: _Whole
-    round: _Whole = 0
-    call: _Whole = 0
+    loop: Whole
+    round: Whole = 0
+    call: Whole = 0
 
 
 _SECONDS = {"server_tool": 0.5, "pause_turn": 0.5, "mcp_http_429": 1.0, "mcp_slow_progress": 2.0}
@@ -344,21 +272,22 @@ _SECONDS = {"server_tool": 0.5, "pause_turn": 0.5, "mcp_http_429": 1.0, "mcp_slo
 
 
 @dataclass(frozen=True)
-class Fault(_Table):
+class Fault(Table):
     """A fault, with a `probability` per model request (or per call), or `at` positions.
 
     It hits the first `attempts` attempts of a model request; one of `WIRE_FAULTS` hits all, and several of
     those may shape one reply. `seconds` is how long a hang lasts before the connection is reset, how much
     later a slow first byte comes, or how long the server's own tool runs (there 0.5 unless given). Of those
     over MCP: how long a silence lasts, how much longer slow progress makes a call (2), and the wait that a
-    429 announces (1).
+    429 announces (1). `tools`: a fault of calls hits those of these tools only.
     """
 
     kind: FaultKind
-    probability: _Number = 0.0
-    at: Annotated[tuple[TapePosition, ...], _TABLES] = ()
-    attempts: _Count = 1
-    seconds: _Number = 30.0
+    probability: Number = 0.0
+    at: Annotated[tuple[TapePosition, ...], TABLES] = ()
+    attempts: Count = 1
+    seconds: Number = 30.0
+    tools: Texts = ()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -368,9 +297,11 @@ class Fault(_Table):
             table = {"seconds": _SECONDS[kind], **table}
         fault = build(table)
         if isinstance(table, dict) and ("probability" in table) == ("at" in table):
-            raise _expected("either probability or at", "probability")
+            raise expected("either probability or at", "probability")
         if fault.probability > 1:
-            raise _expected("a number from 0 to 1", "probability")
+            raise expected("a number from 0 to 1", "probability")
+        if fault.tools and fault.kind not in CALL_FAULTS:
+            raise expected("no tools, since this is no fault of a tool's calls", "tools")
         return fault
 
 
@@ -391,15 +322,15 @@ def _tools(tables: Any) -> tuple[ToolSpec, ...]:
         tables = {name: _tool(name, table) for name, table in tables.items()}
     specs = _TOOLS.validate_python(tables)
     if not specs:
-        raise _expected("at least one tool, as [tools.NAME]")
+        raise expected("at least one tool, as [tools.NAME]")
     paths = [spec.path for spec in specs.values()]
     for name, spec in specs.items():
         if not re.fullmatch("/tools/[^/]+", spec.path):
-            raise _expected("a path such as /tools/weather", name, "path")
+            raise expected("a path such as /tools/weather", name, "path")
         if paths.count(spec.path) > 1 and spec.path != f"/tools/{name}":
-            raise _expected("a path of its own", name, "path")
+            raise expected("a path of its own", name, "path")
         if spec.parameters.get("type") != "object":
-            raise _expected('a JSON Schema with type = "object"', name, "parameters")
+            raise expected('a JSON Schema with type = "object"', name, "parameters")
     return tuple(specs.values())
 
 
@@ -413,24 +344,53 @@ def _default_tool(table: Any, scenario: ValidationInfo) -> Any:
 
 
 @dataclass(frozen=True)
-class Scenario(_Table):
+class Scenario(Table):
     """Everything the emulator needs to know; see the module's docstring."""
 
     name: str
-    description: _Text
-    prompt: _Text
+    description: Text
+    prompt: Text
     model: ModelSpec
     loop: LoopSpec
     tools: Annotated[tuple[ToolSpec, ...], BeforeValidator(_tools)]
     default_tool: Annotated[ToolSpec, BeforeValidator(_default_tool)]
     quota: Quota | None = None
-    faults: Annotated[tuple[Fault, ...], _TABLES] = ()
-    time_scale: _Number = 1.0
+    faults: Annotated[tuple[Fault, ...], TABLES] = ()
+    time_scale: Number = 1.0
+    servers: Annotated[dict[str, Capacity], Field(description="tables of capacities by name")] = field(
+        default_factory=dict
+    )
+    correlation: Correlation = Correlation()
 
     @model_validator(mode="after")
     def _is_described_in_a_line(self) -> Scenario:
         if "\n" in self.description:
-            raise _expected("a single line", "description")
+            raise expected("a single line", "description")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_servers(self) -> Scenario:
+        for spec in self.tools:
+            if spec.server is not None and spec.server not in self.servers:
+                raise expected("the name of one of [servers]", "tools", spec.name, "server")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_correlated(self) -> Scenario:
+        """A gamma distribution has no quantile function in closed form."""
+        common, model = self.correlation, self.model
+        drawn: list[tuple[Distribution | None, tuple[str, ...]]] = []
+        if common.loop or common.round:
+            drawn += [(spec.duration, ("tools", spec.name, "duration")) for spec in self.tools]
+        if common.size:
+            drawn += [(self.loop.rounds, ("loop", "rounds")), (self.loop.fan_out, ("loop", "fan_out"))]
+            drawn += [(one, ("loop", "fan_out_by_round")) for one in self.loop.fan_out_by_round]
+        if common.model or common.first_token or common.input_tokens or common.output_tokens:
+            parts = ("duration", "first_token", "input_tokens", "output_tokens")
+            drawn += [(getattr(model, part), ("model", part)) for part in parts]
+        for distribution, place in drawn:
+            if distribution is not None and distribution.kind == "gamma":
+                raise expected("another kind than gamma, which cannot be correlated", *place)
         return self
 
     def tool(self, name: str) -> ToolSpec:

@@ -50,6 +50,7 @@ class Answer:
     `rates_leave_out` says of what quotas the `rates` could not take into account, `refused` that the
     model's server refused requests. `invalid` says which figures are the client's, in sentences; `valid`:
     not those of the setting itself.
+    `edge` says in words that the setting is the largest or smallest value that was asked for.
     `short_windows` says in words that they were shorter than they ought to be, None where they were not.
     `moved` says in words that its goodput was another one at the end than in the final stage. `slo` is
     whether any setting that was tried meets `--slo`, None without one. `nothing` says in words that no loop
@@ -89,6 +90,7 @@ class Answer:
     internal: int = 0
     baseline: str = "gathered"
     dial: str | None = None
+    edge: str | None = None
 
     def outcomes(self, allow_saturated: bool = False) -> tuple[Outcome, ...]:
         """What was asked of the search, and whether it holds."""
@@ -190,6 +192,7 @@ def render(answer: Answer) -> str:
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
     lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
     lines += [] if answer.overlooked is None else [answer.overlooked + "."]
+    lines += [] if answer.edge is None else [answer.edge + "."]
     lines += [] if answer.refused is None else [answer.refused + "."]
     lines += [answer.slo.sentence] if answer.slo is not None and answer.slo.holds else []
     if answer.curve and answer.shape is not None:
@@ -239,7 +242,7 @@ def findings(answer: Answer, outcomes: tuple[Outcome, ...], scenario: str) -> Fi
         (one.spec, _figure(one, answer.objective), seconds(one.p95), percent(one.failures.value))
         for one in answer.final
     ]
-    notes = (answer.short_windows, answer.moved, answer.overlooked, answer.refused)
+    notes = (answer.short_windows, answer.moved, answer.overlooked, answer.edge, answer.refused)
     said = (answer.sentence, *filter(None, notes))
     return Findings(
         subject=f"profiler tune: {scenario}",

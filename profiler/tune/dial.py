@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from profiler.errors import UsageError
-from profiler.over import ANY_LIMIT, Over, Values
+from profiler.over import ANY_LIMIT, LARGEST, Over, Values
 from profiler.records import ToolCall
 from profiler.strategies import Knob
 
@@ -65,6 +65,14 @@ class Dial:
         if self.values.listed:
             return max(smaller, default=None)
         return value - 1 if value > self.low else None
+
+    def edge(self, value: int) -> str | None:
+        """That a value is the first or last that was asked for, beyond which none was tried; else None."""
+        if value == self.high < LARGEST:
+            return f"{value} is the largest that --over names: a larger one may be better"
+        if value == self.low > 1:
+            return f"{value} is the smallest that --over names: a smaller one may be as good"
+        return None
 
     def calls(self, calls: Iterable[ToolCall]) -> list[ToolCall]:
         """Those of these calls that the limit is about: all, or those of its tool or its MCP server."""

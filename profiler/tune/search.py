@@ -126,14 +126,12 @@ class Search:
 
 
 def rates_to_try(rate: Over, seen: float) -> list[float]:
-    """`RATES` rates around one that was `seen`, in calls a second, of those that may be tried.
-
-    Where these are others, or nothing was seen, they are spread over the range that was asked for.
-    """
-    values = rate.values or ANY_RATE
-    around = values.distinct(seen * share for share in (0.8, 1.0, 1.2)) if seen else []
-    spread = [] if rate.given is None else values.spaced(RATES)
-    return [*dict.fromkeys([*around, *spread])][:RATES]
+    """Rates around one that was `seen`, in calls a second; where those that may be tried do not allow for
+    `RATES` there, or nothing was seen, they are spread over what was asked for."""
+    around = (rate.values or ANY_RATE).distinct(seen * share for share in (0.8, 1.0, 1.2)) if seen else []
+    if rate.given is None or (len(around) == RATES and not rate.given.listed):
+        return around
+    return rate.given.spaced(RATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,6 +620,7 @@ class Tuner:
             refused=refused(stage.directory.records(), model_limits, held=held),
             baseline=self._dial.baseline,
             dial=self._dial.setting,
+            edge=None if setting.limit is None else self._dial.edge(setting.limit),
             python=python_snippet(setting.spec, model_limits, shared, self._search.load.agent),
             toml=toml_fragment(setting.spec, model_limits),
             effective="\n".join(limits),

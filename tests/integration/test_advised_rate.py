@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from profiler.emulator.limits import KeyQuota
+from profiler.emulator.limits import key_quota
 from profiler.emulator.process import start_emulator
 from profiler.limits.known import seen_quota
 from profiler.loop.loop import ToolLoop
@@ -109,7 +109,7 @@ def lets_through(scenario: Scenario, provider: str, loops: list[list[Ask]], rate
     """Whether the server's own buckets refuse nothing while loops arrive at `rate` a second, for long."""
     assert scenario.quota is not None
     minute_ns = 60e9 * scenario.time_scale
-    quota = KeyQuota(scenario.quota, split_tokens=provider == "anthropic", minute_ns=minute_ns, now_ns=0)
+    quota = key_quota(scenario.quota, split_tokens=provider == "anthropic", minute_ns=minute_ns, now_ns=0)
     # Over twenty minutes and more: by then a rate one in a hundred too high has emptied a bucket of 0.2.
     arriving = max(100 * LOOPS, int(rate * 20 * minute_ns / 1e9))
     asks = sorted(

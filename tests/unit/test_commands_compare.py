@@ -475,3 +475,39 @@ def test_reader_that_has_gone_does_not_change_the_exit_code(tmp_path: Path) -> N
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["RUN"], "--for-prediction records a run of its own: leave out RUN"),
+        (["RUN", "RUN"], "--for-prediction records a run of its own: leave out RUN"),
+        (
+            ["--abort-on", "errors>20%"],
+            "--for-prediction goes to where calls fail, and --abort-on errors>20% ends",
+        ),
+    ],
+)
+def test_recording_to_predict_from_is_a_load_test_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    given = [str(record(tmp_path, 100)) if one == "RUN" else one for one in arguments]
+    assert main(["compare", "--for-prediction", *given]) == 2
+    assert capsys.readouterr().err.startswith(f"profiler: {said}")
+
+
+def test_plan_of_a_recording_to_predict_from_has_its_ladder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Experiment] = []
+
+    def started(given: Experiment, *others: Any) -> Path:
+        asked.append(given)
+        raise TargetError("gone")
+
+    monkeypatch.setattr(experiment, "run_experiment", started)
+    assert main(["compare", "--for-prediction", "--users", "40", "--arrivals", "4/s"]) == 3
+    (only,) = asked
+    assert only.options.levels == (5, 10, 20, 40, 60)
+    assert [*map(str, only.options.strategies)] == ["gathered", "sequential"]
+    assert "with 5, 10, 20, 40, 60 agents" in capsys.readouterr().err

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from statistics import fmean, median
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.emulator.draws import MAX_LOOP, Draws, Place, decode, encode, key, sampler, whole
-from profiler.scenarios import Distribution
+from profiler.emulator.draws import (
+    MAX_LOOP,
+    Draws,
+    Place,
+    decode,
+    encode,
+    key,
+    quantile_function,
+    sampler,
+    whole,
+)
+from profiler.scenarios.forms import Distribution
 
 
 def values(distribution: Distribution, n: int = 20_000) -> list[float]:
@@ -110,3 +121,52 @@ def test_same_place_gets_another_id_for_every_nonce() -> None:
 )
 def test_foreign_ids_name_no_place(foreign: str) -> None:
     assert decode(foreign) is None
+
+
+# Quantile functions
+
+QUANTILES = Distribution("quantiles", (0.0, 0.5, 0.9, 1.0, 1.0, 2.0, 4.0, 14.0))
+
+
+def test_quantiles_are_met_and_joined_by_lines() -> None:
+    at = quantile_function(QUANTILES)
+    assert [at(p) for p in (0.0, 0.25, 0.5, 0.7, 0.9, 1.0)] == pytest.approx([1.0, 1.5, 2.0, 3.0, 4.0, 14.0])
+    drawn = sorted(values(QUANTILES, 20_000))
+    assert drawn[10_000] == pytest.approx(2.0, rel=0.02)
+    assert drawn[18_000] == pytest.approx(4.0, rel=0.03)
+    assert fmean(drawn) == pytest.approx(0.5 * 1.5 + 0.4 * 3 + 0.1 * 9, rel=0.03)
+
+
+def test_empirical_values_come_as_often_as_their_weights_say() -> None:
+    drawn = values(Distribution("empirical", (7.0, 1.0, 3.0), weights=(1.0, 2.0, 5.0)), 20_000)
+    assert [drawn.count(one) / 20_000 for one in (1.0, 3.0, 7.0)] == pytest.approx(
+        [0.25, 0.625, 0.125], abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("distribution", "p", "value"),
+    [
+        (Distribution("constant", (3.0,)), 0.2, 3.0),
+        (Distribution("uniform", (1.0, 3.0)), 0.25, 1.5),
+        (Distribution("exponential", (2.0,)), 0.5, 2 * math.log(2)),
+        (Distribution("lognormal", (0.4, 0.8)), 0.5, 0.4),
+        (Distribution("pareto", (1.0, 2.0)), 0.75, 2.0),
+        (Distribution("empirical", (5.0, 1.0, 3.0)), 0.5, 3.0),
+        (Distribution("lognormal", (1.0, 2.0), maximum=4.0), 0.999, 4.0),
+    ],
+)
+def test_quantile_at_a_probability(distribution: Distribution, p: float, value: float) -> None:
+    assert quantile_function(distribution)(p) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "lognormal", "pareto"])
+def test_no_probability_has_an_infinite_quantile(kind: Any) -> None:
+    at = quantile_function(Distribution(kind, (1.0, 1.0) if kind != "exponential" else (1.0,)))
+    assert 0 <= at(0.0) < 1.01
+    assert at(1.0) < math.inf
+
+
+def test_gamma_has_no_quantile_function() -> None:
+    with pytest.raises(ValueError, match="closed form"):
+        quantile_function(Distribution("gamma", (1.0, 2.0)))

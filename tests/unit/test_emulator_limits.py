@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from profiler.emulator.limits import (
-    KeyQuota,
-    QuotaRefusal,
     Rejected,
     ToolCapacity,
     go_duration,
     headers,
+    key_quota,
     refusal_error,
     retry_headers,
     rfc3339,
 )
+from profiler.limits.token_bucket import QuotaRefusal, QuotaState
 from profiler.scenarios import Capacity, CapacityStep, Quota
 
 SECOND = 1_000_000_000
@@ -22,8 +22,8 @@ SECOND = 1_000_000_000
 MINUTE = 60e9
 
 
-def quota(split: bool = False, **limits: float) -> KeyQuota:
-    return KeyQuota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
+def quota(split: bool = False, **limits: float) -> QuotaState:
+    return key_quota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
 
 
 def test_quota_lets_the_burst_pass_at_once_and_then_the_rate() -> None:
@@ -166,6 +166,15 @@ def test_capacity_rejects_above_the_limit_and_takes_a_free_slot() -> None:
     assert state.next_ns() == 100 * MS
     assert state.advance(100 * MS) == [(1, 100 * MS)]
     assert state.arrive(4, 100 * MS, 100 * MS) is None
+
+
+def test_refusals_announce_the_wait_that_is_stated() -> None:
+    state = machine(concurrent=1, retry_after=1.5)
+    assert state.arrive(1, 100 * MS, 0) is None
+    assert state.arrive(2, 100 * MS, 0) == Rejected(429, "at most 1 calls at once", 1500 * MS)
+    state = machine(requests_per_second=1, retry_after=7)
+    assert state.arrive(1, 100 * MS, 0) is None
+    assert state.arrive(2, 100 * MS, 0) == Rejected(429, "too many requests a second", 7000 * MS)
 
 
 def test_bounded_queue_serves_in_order_of_arrival() -> None:

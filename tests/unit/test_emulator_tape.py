@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import math
 from dataclasses import replace
+from statistics import correlation, fmean
 
 import orjson
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from profiler.emulator.conversation import AUTO, NO_TOOLS, Choice, Conversation, Offered, offer
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Pace, Tape
-from profiler.scenarios import Fault, TapePosition, load_scenario
+from profiler.scenarios import Fault, Scenario, TapePosition, load_scenario, parse_scenario, shipped_scenarios
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = offer(
@@ -130,7 +134,7 @@ def test_faults_by_probability_come_at_their_rate_and_stay_where_they_are() -> N
     hit = [loop for loop in range(5000) if tape.model_fault(Place(loop, 0, 0), 0)]
     assert len(hit) == pytest.approx(500, rel=0.15)
     assert hit == [loop for loop in range(5000) if tape.model_fault(Place(loop, 0, 0), 0)]
-    calls = [n for n in range(5000) if tape.call_fault(Place(n, 0, 0), "wrong_type")]
+    calls = [n for n in range(5000) if tape.call_fault(Place(n, 0, 0), "f", "wrong_type")]
     assert len(calls) == pytest.approx(1000, rel=0.15)
     assert all(tape.call_fault(Place(n, 0, 0), "unknown_tool") is None for n in range(200))
 
@@ -140,3 +144,160 @@ def test_arguments_are_json_of_the_schema() -> None:
         [Place(0, 0, n) for n in range(5)], TOOLS, Choice("auto", ("get_weather",))
     ):
         assert list(orjson.loads(call.arguments)) == ["city"]
+
+
+# What other versions of this package made of the scenarios that are shipped: seeds are promises.
+
+
+def fingerprint(scenario: Scenario) -> str:
+    tape, digest = Tape(scenario, 5), hashlib.sha256()
+    tools = offer({**{spec.name: dict(spec.parameters) for spec in scenario.tools}, "other": WEATHER})
+    for loop in range(40):
+        turns = calls = 0
+        while True:
+            places = tape.places(talk(tools, turns=turns, calls=calls), loop)
+            place = places[0] if places else Place(loop, tape.rounds(loop), 0)
+            fault = tape.model_fault(place, 0)
+            kind = None if fault is None else fault.kind
+            digest.update(repr((tape.pace(*place)[:2], tape.tokens(place, 0)[:4], kind)).encode())
+            if not places:
+                break
+            for call in tape.calls(places, tools, AUTO):
+                seconds = tape.duration(call.place, call.name)
+                digest.update(repr((tuple(call.place), call.name, call.arguments, seconds)).encode())
+            turns, calls = turns + 1, calls + len(places)
+    return digest.hexdigest()[:16]
+
+
+def test_shipped_scenarios_draw_what_they_always_drew() -> None:
+    assert {one.name: fingerprint(one) for one in shipped_scenarios()} == {
+        "cities": "6160d6d2589ad18c",
+        "crowded": "252c29012f76f995",
+        "fanout": "4755784e3213d90a",
+        "flaky": "09f3aa69326cd3e4",
+        "instant": "c80113eeddad46bb",
+        "quota": "7c311296cf5e2994",
+        "research": "bce267a1a96004a7",
+    }
+
+
+# What draws have in common
+
+TOOL = """
+[tools.look]
+description = "Looks."
+weight = 3
+duration = { kind = "quantiles", p = [0, 0.5, 0.9, 1], values = [0.1, 0.2, 0.6, 2] }
+[tools.find]
+description = "Finds."
+duration = { kind = "lognormal", median = 0.4, sigma = 0.8 }
+"""
+
+
+def tape_of(text: str, loop: str = "rounds = 3\nfan_out = 4", model: str = "", tools: str = TOOL) -> Tape:
+    head = f"""
+description = "d"
+prompt = "p"
+[model]
+first_token = 0.1
+tokens_per_second = 100
+{model}
+[loop]
+{loop}
+"""
+    return Tape(parse_scenario(head + text + tools, name="n", source="n.toml"), 3)
+
+
+def work_of(tape: Tape, loops: int) -> list[list[list[tuple[str, float]]]]:
+    """By loop and round: the tools and seconds of the calls."""
+    tools = offer({spec.name: dict(spec.parameters) for spec in tape.scenario.tools})
+    work = []
+    for loop in range(loops):
+        rounds: list[list[tuple[str, float]]] = []
+        calls = 0
+        while places := tape.places(talk(tools, turns=len(rounds), calls=calls), loop):
+            made = tape.calls(places, tools, AUTO)
+            rounds.append([(call.name, tape.duration(call.place, call.name)) for call in made])
+            calls += len(places)
+        work.append(rounds)
+    return work
+
+
+def of_lognormal(seconds: float) -> float:
+    return math.log(seconds / 0.4) / 0.8
+
+
+def test_calls_of_a_loop_and_of_a_round_are_alike_as_stated_and_distributed_as_before() -> None:
+    work = work_of(tape_of("[correlation]\nloop = 0.3\nround = 0.2\n"), 1200)
+    look = sorted(s for loop in work for calls in loop for name, s in calls if name == "look")
+    assert [look[int(p * len(look))] for p in (0.5, 0.9)] == pytest.approx([0.2, 0.6], rel=0.05)
+    z = [[[of_lognormal(s) for name, s in calls if name == "find"] for calls in loop] for loop in work]
+    same = [a * b for loop in z for calls in loop for a, b in itertools.combinations(calls, 2)]
+    apart = [a * b for loop in z for x, y in itertools.combinations(loop, 2) for a in x for b in y]
+    assert fmean(same) == pytest.approx(0.5, abs=0.08)
+    assert fmean(apart) == pytest.approx(0.3, abs=0.08)
+    alone = work_of(tape_of(""), 600)
+    z = [[[of_lognormal(s) for name, s in calls if name == "find"] for calls in loop] for loop in alone]
+    same = [a * b for loop in z for calls in loop for a, b in itertools.combinations(calls, 2)]
+    assert fmean(same) == pytest.approx(0.0, abs=0.08)
+
+
+def test_large_loops_are_the_slow_ones_where_size_goes_with_durations() -> None:
+    shape = 'rounds = 1\nfan_out = { kind = "empirical", values = [1, 2, 3, 4, 5, 6, 7, 8, 9] }'
+    for size, sign in ((0.5, 1), (-0.5, -1)):
+        tape = tape_of(f"[correlation]\nloop = 0.5\nsize = {size}\n", shape)
+        work = [loop[0] for loop in work_of(tape, 800)]
+        large = [of_lognormal(s) for calls in work if len(calls) > 7 for name, s in calls if name == "find"]
+        small = [of_lognormal(s) for calls in work if len(calls) < 3 for name, s in calls if name == "find"]
+        assert sign * (fmean(large) - fmean(small)) > 0.5
+        assert fmean(len(calls) for calls in work) == pytest.approx(5, abs=0.3)
+
+
+def test_tools_are_asked_for_by_weight_in_each_round_and_in_runs() -> None:
+    work = work_of(tape_of(""), 500)
+    names = [name for loop in work for calls in loop for name, _ in calls]
+    assert names.count("look") / len(names) == pytest.approx(0.75, abs=0.02)
+    by_round = work_of(tape_of("", tools=TOOL.replace("weight = 3", "weight = [0, 3]")), 300)
+    assert {name for loop in by_round for name, _ in loop[0]} == {"find"}
+    later = [name for loop in by_round for calls in loop[1:] for name, _ in calls]
+    assert later.count("look") / len(later) == pytest.approx(0.75, abs=0.03)
+    runs = work_of(tape_of("", "rounds = 3\nfan_out = 4\nsame_tool = 0.6"), 500)
+    pairs = [(a[0], b[0]) for loop in runs for calls in loop for a, b in itertools.pairwise(calls)]
+    same = sum(a == b for a, b in pairs) / len(pairs)
+    assert same == pytest.approx(0.6 + 0.4 * (0.75**2 + 0.25**2), abs=0.03)
+
+
+def test_first_rounds_may_have_a_fan_out_of_their_own() -> None:
+    shape = 'rounds = 3\nfan_out = 2\nfan_out_by_round = [5, { kind = "uniform", low = 3, high = 4 }]'
+    sizes = [[len(calls) for calls in loop] for loop in work_of(tape_of("", shape), 50)]
+    assert {one[0] for one in sizes} == {5}
+    assert {one[1] for one in sizes} == {3, 4}
+    assert {one[2] for one in sizes} == {2}
+
+
+WHOLE = """
+duration = { kind = "uniform", low = 1, high = 3 }
+output_tokens = { kind = "uniform", low = 100, high = 300 }
+input_tokens = 500
+"""
+
+
+def test_reply_takes_a_stated_time_and_its_tokens_go_with_it_as_stated() -> None:
+    tape = tape_of("[correlation]\noutput_tokens = 0.9\n", model=WHOLE)
+    pairs = [(tape.pace(n, 0, 0), tape.tokens(Place(n, 0, 0), 0)) for n in range(2000)]
+    seconds = [pace.whole or 0 for pace, _ in pairs]
+    tokens = [drawn.output or 0 for _, drawn in pairs]
+    assert {drawn.input for _, drawn in pairs} == {500}
+    assert {pace.first_token for pace, _ in pairs} == {0.1}
+    for drawn, low, high in ((seconds, 1, 3), (tokens, 100, 300)):
+        assert low <= min(drawn) < low + 0.02 * low
+        assert fmean(drawn) == pytest.approx((low + high) / 2, rel=0.03)
+    assert correlation(seconds, tokens) == pytest.approx(0.9, abs=0.03)
+
+
+def test_faults_of_calls_may_hit_one_tool_only() -> None:
+    fault = Fault("tool_http_500", probability=0.25, tools=("look",))
+    tape = Tape(replace(tape_of("").scenario, faults=(fault,)), 0)
+    hit = [tape.call_fault(Place(n, 0, 0), "look", "tool_http_500") is fault for n in range(2000)]
+    assert sum(hit) / 2000 == pytest.approx(0.25, abs=0.03)
+    assert not any(tape.call_fault(Place(n, 0, 0), "find", "tool_http_500") for n in range(2000))

@@ -11,6 +11,7 @@ from profiler.emulator.conversation import ApiError
 from profiler.emulator.faults import status_error
 from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Journal
+from profiler.emulator.scheduler import Timer
 from profiler.emulator.server import Emulator
 from profiler.scenarios import parse_scenario
 
@@ -33,6 +34,13 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"messages": [USER], "tools": [{"name": "f", "input_schema": SCHEMA}], "max_tokens": 9999},
     ),
 }
+
+
+class NoTimers:
+    """A scheduler of which nothing is ever due."""
+
+    def at(self, due_ns: int, callback: Any) -> Timer:
+        return Timer(due_ns, callback)
 
 
 class Line:
@@ -377,3 +385,88 @@ def test_log_names_faults_and_is_one_line_each() -> None:
     assert len(lines[1]) < 450
     error: ApiError = status_error("http_429", "openai", 1)
     assert (error.status, error.log) == (429, "fault http_429")
+
+
+# Replies that take a stated time, with tokens that are stated
+
+WHOLE = "duration = 4\noutput_tokens = 200\ninput_tokens = 5000\n"
+
+
+@pytest.mark.parametrize("api", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_reply_takes_its_time_and_says_its_tokens(api: str, stream: bool) -> None:
+    journal = Journal()
+    reply = ask(emulator(WHOLE, scale=1.0, journal=journal), api, stream=stream)
+    [entry] = journal.entries()
+    assert (entry["input_tokens"], entry["output_tokens"]) == (5000, 200)
+    received_ns = entry["received_ns"]
+    if not stream:
+        assert reply.due_ns - received_ns == pytest.approx(4e9, abs=10)
+        usage = json.loads(reply.body)["usage"]
+        assert 200 in usage.values()
+        return
+    assert reply.frames is not None
+    times = [due for due, _ in reply.frames]
+    assert times == sorted(times)
+    assert reply.due_ns - received_ns == pytest.approx(1e9, abs=10)
+    assert times[-1] - received_ns == pytest.approx(4e9, abs=10)
+
+
+@pytest.mark.parametrize("few", [1, 5])
+def test_reply_of_few_tokens_streams_in_order(few: int) -> None:
+    reply = ask(emulator(f"duration = 2\noutput_tokens = {few}\n", scale=1.0), "chat", stream=True)
+    assert reply.frames is not None
+    times = [due for due, _ in reply.frames]
+    assert times == sorted(times)
+    assert times[-1] - reply.due_ns == pytest.approx(1e9, abs=10)
+
+
+def test_stated_tokens_are_what_quotas_count_and_keep_to_the_request_s_limit() -> None:
+    quota = "[quota]\ninput_tokens_per_minute = 3000\noutput_tokens_per_minute = 3000\n"
+    target = emulator(WHOLE, quota, scale=1.0)
+    assert [ask(target, "chat").status for _ in range(2)] == [200, 429]  # 5,200 of 6,000
+    journal = Journal()
+    ask(emulator(WHOLE, journal=journal), "chat", max_tokens=150)
+    assert journal.entries()[0]["output_tokens"] == 150
+
+
+@pytest.mark.parametrize(("announced", "headers"), [("exact", True), ("seconds", True), ("none", False)])
+def test_refusals_for_a_quota_announce_what_is_stated_and_take_their_time(
+    announced: str, headers: bool
+) -> None:
+    journal = Journal()
+    quota = f'[quota]\nrequests_per_minute = 0.698\nretry_after = "{announced}"\nrefusal_seconds = 0.25\n'
+    target = emulator("", quota, scale=1.0, journal=journal)
+    ask(target, "chat")
+    reply = ask(target, "chat")
+    assert reply.status == 429
+    assert (b"retry-after: 86" in reply.headers) is headers
+    assert (b"retry-after-ms: 86000" in reply.headers) is (announced == "seconds")
+    assert reply.due_ns - journal.entries()[1]["received_ns"] == 250_000_000
+
+
+def test_refusals_of_a_tool_take_their_time_and_tools_of_a_server_share_its_capacity() -> None:
+    rest = """server = "both"
+[tools.g]
+description = "G."
+duration = 1
+server = "both"
+[servers.both]
+concurrent = 1
+retry_after = 2
+refusal_seconds = 0.25
+"""
+    journal = Journal()
+    scenario = emulator("", rest, scale=1.0)._scenario
+    target = Emulator(scenario, 0, NoTimers(), journal)  # type: ignore[arg-type]
+
+    def call(tool: str) -> Exchange:
+        exchange = Exchange(Line(), b"POST", f"/tools/{tool}".encode(), None, {}, b"{}", True, True)  # type: ignore[arg-type]
+        target(exchange)
+        return exchange
+
+    first, second = call("g"), call("f")
+    assert first.reply is None  # it is being served
+    assert second.reply is not None
+    assert (second.reply.status, b"retry-after: 2" in second.reply.headers) == (429, True)
+    assert second.reply.due_ns - second.received_ns == 250_000_000

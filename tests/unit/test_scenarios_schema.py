@@ -10,7 +10,7 @@ from profiler.errors import ScenarioError
 from profiler.scenarios import (
     Capacity,
     CapacityStep,
-    Distribution,
+    Correlation,
     Fault,
     Quota,
     TapePosition,
@@ -18,6 +18,7 @@ from profiler.scenarios import (
     parse_scenario,
     shipped_scenarios,
 )
+from profiler.scenarios.forms import Distribution
 
 MINIMAL = """
 description = "one line"
@@ -96,6 +97,106 @@ attempts = 3
     assert scenario.quota == Quota(60.0, 1000.0, 500.0, 2, 0.5)
     positions = (TapePosition(3), TapePosition(4, 1, 2))
     assert scenario.faults == (Fault("hang", 0.0, positions, attempts=3, seconds=2.0),)
+
+
+def test_file_may_say_how_a_recording_behaved() -> None:
+    scenario = parse(
+        """
+weight = [2, 0.5]
+server = "both"
+
+[tools.find]
+description = "Finds."
+duration = { kind = "quantiles", p = [0, 0.5, 1], values = [0.1, 0.2, 3] }
+weight = 3
+server = "both"
+
+[servers.both]
+concurrent = 20
+retry_after = 1.5
+refusal_seconds = 0.02
+
+[correlation]
+loop = 0.2
+round = 0.15
+size = -0.1
+model = 0.3
+output_tokens = 0.9
+
+[quota]
+requests_per_minute = 60
+retry_after = "none"
+refusal_seconds = 0.1
+
+[[faults]]
+kind = "tool_http_500"
+probability = 0.02
+tools = ["find"]
+""",
+        MINIMAL.replace(
+            "fan_out = 3",
+            'fan_out = { kind = "empirical", values = [1, 2], weights = [3, 1] }\nfan_out_by_round = [5]\n'
+            "same_tool = 0.4",
+        ).replace(
+            "tokens_per_second = 100",
+            "tokens_per_second = 0\nduration = 2\ninput_tokens = 100\noutput_tokens = 30",
+        ),
+    )
+    look, find = scenario.tools
+    assert (look.weight, look.server, find.weight) == ((2.0, 0.5), "both", (3.0,))
+    assert find.duration == Distribution("quantiles", (0.0, 0.5, 1.0, 0.1, 0.2, 3.0))
+    assert scenario.servers == {"both": Capacity(concurrent=20, retry_after=1.5, refusal_seconds=0.02)}
+    assert scenario.correlation == Correlation(loop=0.2, round=0.15, size=-0.1, model=0.3, output_tokens=0.9)
+    assert scenario.quota == Quota(60.0, retry_after="none", refusal_seconds=0.1)
+    assert scenario.faults == (Fault("tool_http_500", 0.02, tools=("find",)),)
+    assert scenario.loop.fan_out.weights == (3.0, 1.0)
+    assert scenario.loop.fan_out_by_round == (Distribution("constant", (5.0,), maximum=4096),)
+    assert scenario.loop.same_tool == 0.4
+    assert scenario.model.duration == Distribution("constant", (2.0,))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            'duration = { kind = "quantiles", p = [0, 1], values = [2, 1] }',
+            "duration.values: expected a value for",
+        ),
+        (
+            'duration = { kind = "quantiles", p = [0, 0.5], values = [1, 2] }',
+            "duration.p: expected rising prob",
+        ),
+        (
+            'duration = { kind = "empirical", values = [1, 2], weights = [1] }',
+            "duration.weights: expected a weight",
+        ),
+        (
+            'duration = 1\nweight = "often"',
+            "tools.b.weight: expected a number of at least 0, or a list of those",
+        ),
+        (
+            'duration = 1\nserver = "mine"',
+            "tools.b.server: expected the name of one of [servers], found 'mine'",
+        ),
+        (
+            "duration = 1\n[correlation]\nloop = 0.7\nround = 0.5",
+            "correlation.round: expected a number of at most",
+        ),
+        ("duration = 1\n[correlation]\nsize = -2", "correlation.size: expected a number of at least -1"),
+        (
+            'duration = { kind = "gamma", mean = 1, shape = 2 }\n[correlation]\nloop = 0.2',
+            "tools.b.duration: expected another kind than gamma",
+        ),
+        (
+            'duration = 1\n[[faults]]\nkind = "http_500"\nprobability = 0.1\ntools = ["b"]',
+            "faults[0].tools: expected no tools",
+        ),
+    ],
+)
+def test_mistakes_in_what_a_recording_showed(extra: str, message: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        parse(f'[tools.b]\ndescription = "B."\n{extra}\n')
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_values_of_a_semaphore_and_of_a_setting():
     assert dial("calls=1..2").beside == "calls=1"
 
 
+def test_value_at_an_end_of_what_was_asked_for_is_said_to_be_one():
+    within = dial("semaphore=2..64")
+    assert within.edge(64) == "64 is the largest that --over names: a larger one may be better"
+    assert within.edge(2) == "2 is the smallest that --over names: a smaller one may be as good"
+    assert within.edge(30) is None
+    assert dial("calls=1,4").edge(1) is None
+    assert Dial().edge(1) is None
+
+
 @pytest.mark.parametrize(
     ("over", "seen", "tried"),
     [
@@ -81,9 +90,9 @@ def test_values_of_a_semaphore_and_of_a_setting():
         ("rate", 0.0, []),
         ("rate=5..50", 20.0, [16, 20, 24]),
         ("rate=5..50", 45.0, [36, 45, 50]),
-        ("rate=5..50", 900.0, [50, 5, 15.81]),
+        ("rate=5..50", 900.0, [5, 15.81, 50]),
         ("rate=5..50", 0.0, [5, 15.81, 50]),
-        ("rate=5,10,30", 11.0, [10, 5, 30]),
+        ("rate=5,10,12,14,30", 11.0, [5, 10, 12, 14, 30]),
     ],
 )
 def test_rates_that_are_tried_stay_within_what_was_asked_for(over, seen, tried):

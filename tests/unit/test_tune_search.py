@@ -298,6 +298,8 @@ def test_search_tries_no_limit_but_those_that_are_named(invented, over, best):
     kinds = {"gathered", *(["adaptive", "sequential"] if "sequential" in over else ["sequential"])}
     assert {*map(str, invented[0].options.strategies)} == kinds  # the first look
     assert answer.setting.spec == f"semaphore:{best}"
+    assert (answer.edge is None) is (best == 16)
+    assert (answer.edge or "") in render(answer)
 
 
 @pytest.mark.slow
@@ -316,6 +318,13 @@ def test_search_over_the_limit_of_a_tool_that_is_never_called_ends_with_its_firs
     with pytest.raises(UsageError, match=said):
         tune(search(20, over=parse_over("semaphore:get_wether=1..4")))
     assert len(invented) == 1
+
+
+def test_search_over_rates_alone_tries_those_that_are_named(invented):
+    answer = tune(search(20, over=parse_over("rate=5..12")))
+    final = {spec.text for spec in invented[1].options.strategies}
+    assert final == {"gathered", "rate:12/s", "rate:5/s", "rate:7.746/s"}
+    assert answer.curve == ()
 
 
 def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypatch):

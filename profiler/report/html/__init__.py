@@ -13,7 +13,7 @@ from profiler.errors import RecordError, UsageError
 from profiler.limits.known import KnownQuota
 from profiler.records import NO_MODEL
 from profiler.report.advice import next_steps
-from profiler.report.html import comparison, conditions, direct, recorded, servers
+from profiler.report.html import checked, comparison, conditions, direct, recorded, servers
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
 from profiler.report.html.markup import name, text
@@ -137,6 +137,11 @@ def render(material: Material) -> str:
         *(
             [("servers", servers.TITLE, servers.ABOUT, mcp_servers)]
             if (mcp_servers := servers.section(summary.servers, run.mcp_servers, strategies=True))
+            else []
+        ),
+        *(
+            [("checked", checked.TITLE, checked.ABOUT, checked.section(material.checked))]
+            if material.checked is not None
             else []
         ),
         (

@@ -14,8 +14,10 @@ from typing import Literal, Protocol
 import numpy as np
 
 from profiler.errors import RecordError
+from profiler.prediction.check import Checked
 from profiler.prediction.what_if import Counterfactual, Estimated, NotEstimated, what_if
 from profiler.records import LoopRecord, decode
+from profiler.report.html.checked import read_checked
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.summary import Summary, summarise_table, with_loads
 from profiler.statistics.table import NONE, Table, tabulate
@@ -32,7 +34,8 @@ ESTIMATED_TOOLS = 6
 class Material:
     """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records.
 
-    `counterfactuals` are estimates under the highest load, `unknown` those that cannot be made.
+    `counterfactuals` are estimates under the highest load, `unknown` those that cannot be made. `checked` is
+    how well the run predicts itself, where that was asked.
     """
 
     run: Run
@@ -43,6 +46,7 @@ class Material:
     loops: dict[int, LoopRecord]
     counterfactuals: tuple[Counterfactual, ...]
     unknown: tuple[NotEstimated, ...] = ()
+    checked: Checked | None = None
 
     @property
     def shown(self) -> list[Measured]:
@@ -95,6 +99,7 @@ def gather(directory: RunDirectory) -> Material:
         loops=loops,
         counterfactuals=tuple(anchored(one, summary) for one in found.estimates),
         unknown=found.unknown,
+        checked=read_checked(directory),
     )
 
 

@@ -1,0 +1,119 @@
+"""Recordings made up without a server, and what a scenario draws: whether a scenario has the distributions of
+the recording that it was written from, apart from all that a machine and a load add.
+
+`made_up` makes the records that a client without limits would have of `tests.capacity_server.Shape`, each
+call and reply as long as the shape says; `drawn` has what the emulator's tape draws.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from profiler.emulator.conversation import AUTO, Conversation, offer
+from profiler.emulator.draws import Place
+from profiler.emulator.tape import Tape
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.rundir import Anchor, Load, Run, Trial, machine
+from profiler.scenarios import Scenario
+from profiler.strategies import StrategySpec
+from tests.capacity_server import Shape
+
+GAP_NS = 10**12
+"""Between loops: none is in another's way."""
+
+
+@dataclass
+class Drawn:
+    """Seconds of calls by tool, of replies (`model`), and of loops whose calls are gathered."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name].append(seconds)
+
+
+def true(shape: Shape, loops: int, first: int = 0) -> Drawn:
+    """What the shape has."""
+    found = Drawn()
+    for record in made_up(shape, loops, first):
+        found.add("loop", record.wall_ns / 1e9)
+        for one in record.rounds:
+            found.add("model", one.model.duration_ns / 1e9)
+            found.tokens.append(one.model.output_tokens or 0)
+            for call in one.tool_calls:
+                found.add(call.name, (call.ended_ns - (call.started_ns or 0)) / 1e9)
+    return found
+
+
+def drawn(scenario: Scenario, loops: int, seed: int = 0) -> Drawn:
+    """What the emulator draws."""
+    tape, found = Tape(scenario, seed), Drawn()
+    tools = offer({spec.name: dict(spec.parameters) for spec in scenario.tools})
+    for loop in range(loops):
+        turns, calls, wall = 0, 0, 0.0
+        while True:
+            talk = Conversation("m", False, False, tools, AUTO, True, turns, calls, None, [], None)
+            places = tape.places(talk, loop)
+            place = places[0] if places else Place(loop, tape.rounds(loop), 0)
+            pace = tape.pace(*place)
+            seconds = pace.whole or 0.0
+            found.add("model", seconds)
+            found.tokens.append(tape.tokens(place, 0).output or 0)
+            wall += seconds
+            if not places:
+                break
+            took = [
+                (call.name, tape.duration(call.place, call.name)) for call in tape.calls(places, tools, AUTO)
+            ]
+            for name, one in took:
+                found.add(name, one)
+            wall += max(one for _, one in took)
+            turns, calls = turns + 1, calls + len(places)
+        found.add("loop", wall)
+    return found
+
+
+def made_up(shape: Shape, loops: int, first: int = 0) -> Iterator[LoopRecord]:
+    """Records of loops one after another."""
+    for number in range(first, first + loops):
+        started = at = number * GAP_NS
+        rounds = []
+        for index in range(1000):
+            seconds, tokens = shape.reply(number, index)
+            replied = at + int(seconds * 1e9)
+            model = ModelCall("openai", "m", at, replied, input_tokens=100, output_tokens=tokens)
+            asked = shape.calls(number, index)
+            calls = []
+            for place, tool in enumerate(asked):
+                ended = replied + int(shape.tool_seconds(tool, number, index, place) * 1e9)
+                calls.append(
+                    ToolCall(
+                        f"c{place}",
+                        tool.name,
+                        ready_ns=replied,
+                        queued_ns=replied,
+                        started_ns=replied,
+                        ended_ns=ended,
+                    )
+                )
+            ended = max([replied, *(call.ended_ns for call in calls)])
+            phases = (replied, ended) if calls else (None, None)
+            rounds.append(RoundRecord(index, at, ended, model, *phases, tuple(calls)))
+            at = ended
+            if not calls:
+                break
+        yield LoopRecord(
+            str(number), "gathered", "openai", "m", started, at, "ok", tuple(rounds), number=number, trial=0
+        )
+
+
+def run_of(loops: int) -> Run:
+    """The run that such records are of."""
+    gathered = StrategySpec("gathered", "gathered")
+    trial = Trial(0, 0, "gathered", 1, 0, loops * GAP_NS, loops * GAP_NS)
+    return Run(
+        "made up", "openai", (gathered,), Load("closed", 1), 0, Anchor(0, 0), machine(), {}, trials=(trial,)
+    )

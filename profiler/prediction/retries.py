@@ -1,0 +1,159 @@
+"""The rule by which a client tries model requests again: that of the providers' SDKs, or not known. Pure.
+
+Both SDKs wait min(8 s, 0.5·2ⁿ⁻¹ s)·(1 - U(0, 0.25)) after attempt n, and as long as a Retry-After asks where
+the response has one. OpenAI's gives up when that is more than two minutes. The figures are those of the SDKs'
+own code, most of which they do not export; `tests/unit/test_prediction_retries.py` holds them against it.
+
+Requests behind a limiter of ours are tried again by another rule (`profiler.loop.model.LimitedModel`), and
+so are tool calls (`profiler.loop.calls`): for both, `profiler.limits.refusals.delay_ns`, or the wait of the
+gate (`Holdback`) where a server asked for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from random import Random
+from statistics import median
+
+from profiler.records import ModelCall, vendor
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """A failed attempt is tried again up to `retries` times. Attempts count from 1.
+
+    `base_ns` is the first backoff, doubled with each attempt up to `cap_ns`, of which `jitter` at most is
+    left out at random. `most_asked_ns`: a Retry-After above it is not waited for, the request fails.
+    """
+
+    name: str
+    retries: int = 2
+    base_ns: int = SECOND_NS // 2
+    cap_ns: int = 8 * SECOND_NS
+    jitter: float = 0.25
+    most_asked_ns: int | None = None
+
+    def again(self, attempt: int, status: int | None, retry_after_ns: int | None = None) -> bool:
+        """Whether there is another attempt after this one; `status` None: no response came."""
+        if attempt > self.retries:
+            return False
+        if None not in (self.most_asked_ns, retry_after_ns) and retry_after_ns > self.most_asked_ns:  # type: ignore[operator]
+            return False
+        return status is None or status in (408, 409, 429) or status >= 500
+
+    def backoff_ns(self, attempt: int) -> tuple[int, int]:
+        """The shortest and the longest wait after an attempt whose response asks for none."""
+        longest = min(self.cap_ns, self.base_ns << min(attempt - 1, 64))
+        return round(longest * (1 - self.jitter)), longest
+
+    def delay_ns(self, attempt: int, retry_after_ns: int | None, random: Random) -> int:
+        """Nanoseconds from the end of an attempt to the next one."""
+        if retry_after_ns:
+            return retry_after_ns
+        longest = self.backoff_ns(attempt)[1]
+        return round(longest * (1 - self.jitter * random.random()))
+
+
+OPENAI = RetryRule("openai", most_asked_ns=120 * SECOND_NS)
+ANTHROPIC = RetryRule("anthropic")
+RULES = {rule.name: rule for rule in (OPENAI, ANTHROPIC)}
+"""The rules of the SDKs' own defaults, by the name of the package."""
+
+SLACK_NS = 50_000_000
+LATE_SHARE = 0.1
+"""How much longer than its rule says, and than the others, a client may have waited."""
+
+MOST_LATE_NS = 250_000_000
+"""How much longer than its rule says most waits of a busy client may be: its event loop is late."""
+
+EARLY_NS = 2_000_000
+
+AGREE = 0.9
+"""The share of waits that have to be as the rule says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRetries:
+    """How a recording's client tried model requests again.
+
+    `rule` is the one that its waits agree with, with its number of retries; None where it is not known.
+    Of `waits` between attempts `agreeing` did. `seen`: the most retries of one request; `exhausted`: requests
+    were given up after so many, so that it is known that there are no more. `words`: what is not known.
+    """
+
+    rule: RetryRule | None
+    waits: int = 0
+    agreeing: int = 0
+    seen: int = 0
+    exhausted: bool = False
+    words: str = ""
+
+
+def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> ObservedRetries:
+    """The retry rule of the client that made these calls of one provider.
+
+    `retries`: how many its options say, if they are known; else as many as were seen, where requests were
+    given up after them, and the SDK's default where none was.
+    """
+    rule: RetryRule | None = None
+    seen = unseen = 0
+    waited: list[tuple[int, int, int]] = []
+    given_up: set[int] = set()
+    for call in calls:
+        if not call.asked:
+            continue
+        rule = RULES.get(vendor(call.provider), rule)
+        unseen += call.resends
+        if rule is None or not call.attempts:
+            continue
+        seen = max(seen, len(call.attempts) - 1)
+        unbounded = replace(rule, retries=len(call.attempts))
+        last = call.attempts[-1]
+        tried_again = unbounded.again(1, last.status, last.retry_after_ns)
+        if call.status == "error" and last.status is not None and tried_again:
+            given_up.add(len(call.attempts) - 1)
+        for n, (one, after) in enumerate(pairwise(call.attempts), start=1):
+            asked_ns = one.retry_after_ns
+            waited.append(
+                (after.started_ns - one.ended_ns, *((asked_ns, asked_ns) if asked_ns else rule.backoff_ns(n)))
+            )
+    exhausted = len(given_up) == 1
+    waits, agreeing = len(waited), _agreeing(waited)
+    found = ObservedRetries(None, waits, agreeing, seen, exhausted)
+    if rule is None:
+        return replace(found, words="the client's retries are not known: no SDK is known for this provider")
+    if unseen:
+        return replace(found, words=f"{unseen} tries were seen without their times: its waits are not known")
+    if waits and agreeing < AGREE * waits:
+        words = f"{waits - agreeing} of {waits} waits before a retry are not those of the {rule.name} SDK"
+        return replace(found, words=f"{words}: the client has a retry rule of its own, which is not known")
+    if len(given_up) > 1:
+        counts = ", ".join(map(str, sorted(given_up)))
+        return replace(found, words=f"requests were given up after {counts} retries: no one rule does so")
+    count = retries
+    words = ""
+    if count is None:
+        count = given_up.pop() if given_up else max(seen, rule.retries)
+        if not exhausted:
+            words = f"no request was given up: {count} retries are taken, the {rule.name} SDK's default"
+            if seen > rule.retries:
+                words = f"no request was given up: {count} retries are taken, the most that were seen"
+    return replace(found, rule=replace(rule, retries=count), words=words)
+
+
+def _agreeing(waited: list[tuple[int, int, int]]) -> int:
+    """How many of the waits are as a rule says; each with the shortest and the longest that it allows.
+
+    A busy client is late, with all of them alike: it is never early.
+    """
+    if not waited:
+        return 0
+    late_ns = min(MOST_LATE_NS, max(0, int(median(wait - longest for wait, _, longest in waited))))
+    return sum(
+        shortest - EARLY_NS <= wait <= longest * (1 + LATE_SHARE) + SLACK_NS + 2 * late_ns
+        for wait, shortest, longest in waited
+    )

@@ -1,0 +1,163 @@
+"""The retry rules of the SDKs are those of their own code; a recording's client is held against them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from profiler.prediction.retries import ANTHROPIC, OPENAI, RULES, RetryRule, observed_retries
+from profiler.records import Attempt, ModelCall
+
+SECOND = 1_000_000_000
+CLIENTS = {"openai": openai.OpenAI, "anthropic": anthropic.Anthropic}
+ASKED = (0, 1, 250_000_000, SECOND, 59 * SECOND, 60 * SECOND, 61 * SECOND, 120 * SECOND, 121 * SECOND)
+
+
+class Drawn(Random):
+    def __init__(self, value: float) -> None:
+        super().__init__(0)
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+def sdk(name: str, monkeypatch: pytest.MonkeyPatch, drawn: float = 0.0) -> Any:
+    """The SDK's client, whose random numbers are all `drawn`."""
+    package = openai if name == "openai" else anthropic
+    monkeypatch.setattr(package._base_client, "random", lambda: drawn)
+    return CLIENTS[name](api_key="k", base_url="http://127.0.0.1:1")
+
+
+def options(name: str) -> Any:
+    package = openai if name == "openai" else anthropic
+    return package._models.FinalRequestOptions.construct(method="post", url="/")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_number_of_retries_and_backoff_are_the_sdks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = RULES[name]
+    assert rule.retries == (openai if name == "openai" else anthropic).DEFAULT_MAX_RETRIES
+    for drawn in (0.0, 0.5, 0.999):
+        client = sdk(name, monkeypatch, drawn)
+        client.max_retries = 10
+        for attempt in range(1, 10):
+            waited = client._calculate_retry_timeout(11 - attempt, options(name), None)
+            assert rule.delay_ns(attempt, None, Drawn(drawn)) == pytest.approx(waited * SECOND, abs=1)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("asked_ns", ASKED)
+def test_wait_that_a_server_asks_for_is_taken_as_the_sdk_takes_it(
+    name: str, asked_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, rule = sdk(name, monkeypatch), RULES[name]
+    response = httpx2.Response(429, headers={"retry-after-ms": str(asked_ns / 1e6)})
+    assert rule.again(1, 429, asked_ns) == client._should_retry(response)
+    if rule.again(1, 429, asked_ns):
+        waited = client._calculate_retry_timeout(2, options(name), response.headers)
+        assert rule.delay_ns(1, asked_ns, Drawn(0.0)) == pytest.approx(waited * SECOND, abs=1)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_statuses_that_are_tried_again_are_the_sdks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, rule = sdk(name, monkeypatch), RULES[name]
+    statuses = [*range(400, 432), *range(500, 530)]
+    assert [one for one in statuses if rule.again(1, one)] == [
+        one for one in statuses if client._should_retry(httpx2.Response(one))
+    ]
+    assert rule.again(2, None)
+    assert not rule.again(3, 429)
+
+
+# What a recording shows
+
+
+def call(*waits: tuple[int | None, int], ended: int | None = 200, provider: str = "openai") -> ModelCall:
+    """A call whose attempts were refused, each with (Retry-After, the wait before the next), but the last."""
+    at, attempts = 0, []
+    for asked, wait in waits:
+        attempts.append(Attempt(at, at + 1000, 429, retry_after_ns=asked))
+        at += 1000 + wait
+    attempts.append(Attempt(at, at + 1000, ended))
+    return ModelCall(
+        provider, "m", 0, at + 1000, status="ok" if ended == 200 else "error", attempts=tuple(attempts)
+    )
+
+
+def sdk_calls(
+    rule: RetryRule, *, ended: int = 429, late_ns: int = 0, provider: str = "openai"
+) -> list[ModelCall]:
+    random = Random(3)
+    return [
+        call(
+            *(
+                (asked, rule.delay_ns(n, asked, random) + round(late_ns * random.random()))
+                for n, asked in enumerate([None, SECOND, None, 11_000_000][: rule.retries], start=1)
+            ),
+            ended=ended,
+            provider=provider,
+        )
+        for _ in range(30)
+    ]
+
+
+@pytest.mark.parametrize("late_ns", [0, 20_000_000, 130_000_000])
+def test_waits_of_the_sdk_agree_with_its_rule_though_its_client_is_late(late_ns: int) -> None:
+    found = observed_retries(sdk_calls(OPENAI, late_ns=late_ns))
+    assert found.rule == OPENAI
+    assert (found.waits, found.seen, found.exhausted, found.words) == (60, 2, True, "")
+    assert found.agreeing >= 58
+
+
+def test_number_of_retries_is_the_one_that_requests_were_given_up_after() -> None:
+    found = observed_retries(sdk_calls(replace(ANTHROPIC, retries=4), provider="anthropic"))
+    assert found.rule == replace(ANTHROPIC, retries=4)
+    assert found.exhausted
+
+
+def test_number_of_retries_is_the_sdks_default_where_no_request_was_given_up() -> None:
+    found = observed_retries([call((None, 450_000_000)), call()])
+    assert found.rule == OPENAI
+    assert found.words == "no request was given up: 2 retries are taken, the openai SDK's default"
+    assert observed_retries([call()], retries=0).rule == replace(OPENAI, retries=0)
+    many = observed_retries(sdk_calls(replace(OPENAI, retries=4), ended=200))
+    assert many.rule == replace(OPENAI, retries=4)
+    assert many.words == "no request was given up: 4 retries are taken, the most that were seen"
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        [(None, 20_000_000)] * 3,  # at once
+        [(None, 5 * SECOND)] * 3,  # later than the first backoff of the SDK's
+        [(SECOND, SECOND // 2)] * 3,  # Retry-After not heeded
+        [(SECOND, 2 * SECOND)] * 3,  # and more of it than asked for
+    ],
+)
+def test_retries_of_an_applications_own_are_not_known(waits: list[tuple[int | None, int]]) -> None:
+    found = observed_retries([call(one) for one in waits])
+    assert found.rule is None
+    assert found.words == (
+        "3 of 3 waits before a retry are not those of the openai SDK: the client has a retry rule of its "
+        "own, which is not known"
+    )
+
+
+def test_retries_are_not_known_where_nothing_tells_of_them() -> None:
+    unseen = replace(call(), resends=2)
+    assert (
+        observed_retries([unseen]).words == "2 tries were seen without their times: its waits are not known"
+    )
+    assert observed_retries([call(provider="gemini")]).rule is None
+    assert observed_retries([]).rule is None
+    assert observed_retries([call(provider="none")]).rule is None
+    mixed = observed_retries([call(ended=429), call((None, 450_000_000), ended=429)])
+    assert mixed.rule is None
+    assert mixed.words == "requests were given up after 0, 1 retries: no one rule does so"
