@@ -23,6 +23,7 @@ from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Togethe
 from profiler.limits.refusals import Holdback
 from profiler.limits.spec import LaneKey, lanes_of
 from profiler.limits.spec import Rule as LimitRule
+from profiler.prediction.pace import PaceDraws
 from profiler.prediction.quota import Announced, QuotaFinding
 from profiler.prediction.retries import RetryRule
 from profiler.prediction.work import CallWork, LoopWork, Server, System
@@ -158,10 +159,22 @@ class _Clock:
 class _Server:
     """Serves every job at once."""
 
-    __slots__ = ("capacity", "clock", "inside", "over", "rate", "server", "tokens", "tokens_at", "use")
+    __slots__ = (
+        "capacity",
+        "clock",
+        "inside",
+        "over",
+        "pace",
+        "rate",
+        "server",
+        "tokens",
+        "tokens_at",
+        "use",
+    )
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
         self.clock = clock
+        self.pace = pace
         self.server = server
         self.capacity = server.rule.capacity or 1
         self.rate = server.rule.rate
@@ -184,6 +197,8 @@ class _Server:
                 asked = self.server.retry_after_ns
                 self.refuse(job, asked if asked is None or asked else wait_ns)
                 return
+        if self.pace is not None:
+            job.service_ns = int(job.service_ns * self.pace.factor(self.clock.now))
         if self.take(job):
             self.inside += 1
             use.work_ns += job.service_ns
@@ -242,8 +257,8 @@ class _Queueing(_Server):
 
     __slots__ = ("waiting",)
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
-        super().__init__(clock, server)
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
+        super().__init__(clock, server, pace)
         self.waiting: deque[_Job] = deque()
 
     def take(self, job: _Job) -> bool:
@@ -272,8 +287,8 @@ class _Sharing(_Server):
 
     __slots__ = ("at", "due", "ends", "number", "served")
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
-        super().__init__(clock, server)
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
+        super().__init__(clock, server, pace)
         self.served = 0.0
         self.at = 0
         self.ends: list[tuple[float, int, _Job]] = []
@@ -561,7 +576,6 @@ class _Loop:
         if self.round == len(self.work.rounds):
             self._end(not self.work.failed)
             return
-        self.service_ns = self.work.rounds[self.round].service_ns
         self.tries = 0
         self.ask()
 
@@ -570,8 +584,9 @@ class _Loop:
         self.tries += 1
         simulation = self.simulation
         model, quota = simulation.model, simulation.quota
+        work = self.work.rounds[self.round]
+        self.service_ns = work.service_ns
         if quota is not None:
-            work = self.work.rounds[self.round]
             refusal = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
             if refusal is not None:
                 model.use.arrived += 1
@@ -777,15 +792,20 @@ class _Simulation:
         self.sequential = strategy.kind == "sequential"
         self.limited = bool(strategy.rules)
         self.by_agent = any(rule.scope == "agent" for rule in strategy.rules)
+        paces = ((system.pace, "tools"), (system.model_pace, "model"))
+        self.pace, self.model_pace = (
+            None if pace is None else PaceDraws(pace, f"{seed}/pace/{name}") for pace, name in paces
+        )
         self.uses = [ServerUse() for _ in (*system.servers, system.model)]
         self._start_anew()
 
     def _start_anew(self) -> None:
         """Servers and limiters without anything inside."""
         self.under_way: set[_Loop] = set()
-        self.servers = [_SERVERS[one.rule.kind](self.clock, one) for one in self.system.servers]
+        system = self.system
+        self.servers = [_SERVERS[one.rule.kind](self.clock, one, self.pace) for one in system.servers]
         self.of_tools = [self.servers[place] for place in self.system.server_of]
-        self.model = _SERVERS[self.system.model.rule.kind](self.clock, self.system.model)
+        self.model = _SERVERS[system.model.rule.kind](self.clock, system.model, self.model_pace)
         load = self.load
         part = load.workers if load.share_limit else 1
         self.processes = [

@@ -171,7 +171,7 @@ def what_if(
             unknown.append(NotEstimated(strategy, load, None, why))
     if not known:
         return WhatIf((), tuple(unknown))
-    fitted = fit_run(run, every)
+    fitted = fit_run(run, every, recorded_order=True)
     works = dict(zip(fitted.places, fitted.loops, strict=True))
     simulations = sum(1 + len(_changes(run.strategy(strategy), tools)) for strategy, _ in known)
     part = max(FEWEST_CALLS_EACH, CALLS // simulations)
