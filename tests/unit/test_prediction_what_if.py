@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,16 +16,21 @@ import pytest
 from profiler import ToolLoop, tool
 from profiler.arrivals import pause_after
 from profiler.loop.model import CallRequest, Reply
+from profiler.prediction.fitting import fit_run
+from profiler.prediction.recorded import stretch_of, waited_for_a_place, with_load
 from profiler.prediction.what_if import (
+    FEWEST_LOOPS,
     Change,
     Counterfactual,
+    WhatIf,
     counterfactuals,
+    what_if,
 )
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Load, Run, Trial
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual
-from tests.unit.statistics_data import run
+from tests.unit.statistics_data import MS, run
 
 TOOLS = ("alpha", "beta")
 SECOND = 10**9
