@@ -32,7 +32,6 @@ from benchmarks.prediction_noise import RELATIVE, chains_of, intervals
 from benchmarks.prediction_servers import LEVELS, ROOT, Cell, Kind, kinds
 from benchmarks.prediction_table import Pair, report
 
-LADDER_SEED = 1
 LATE = 0.01
 """The share of a loop's p50 or p95 that may be the busy machine's."""
 LADDER_STRATEGIES = ("gathered", "sequential")
@@ -46,7 +45,7 @@ def record(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     strategies = [word for strategy in LADDER_STRATEGIES for word in ("--strategy", strategy)]
     levels = ("--levels", ",".join(map(str, LEVELS)))
     turns = len(LADDER_STRATEGIES) * len(LEVELS)
-    with kind.target(folder, LADDER_SEED) as target:
+    with kind.target(folder, kind.seed) as target:
         kept = _compare(folder, ladder, (*target, *strategies, *levels), arguments, turns)
     summary = json.loads((kept / "summary.json").read_text())
     for warning in summary["warnings"]:
@@ -68,13 +67,11 @@ def run(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
         if cell.name in cells:
             shutil.rmtree(kept)
         if not kept.exists():
-            with kind.target(folder, cell.seed) as target:
+            with kind.target(folder, kind.cell_seed(cell)) as target:
                 given = (*target, "--strategy", cell.strategy, "--users", str(cell.users))
                 _compare(folder, kept, given, arguments, 1)
         run_directory = next(kept.iterdir())
-        cells[cell.name] = (
-            asdict(cell) | {"users": cell.users, "seed": cell.seed} | figures_of_run(run_directory)
-        )
+        cells[cell.name] = asdict(cell) | {"users": cell.users} | figures_of_run(run_directory)
         path.write_text(json.dumps(cells, indent=1))
         print(f"  {kind.name} {cell.name}: {_shown(cells[cell.name])}", flush=True)
 
