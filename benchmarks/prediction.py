@@ -113,7 +113,14 @@ def _predicted(ladder: Path, cell: Cell, truth: Mapping[str, Any], python: str) 
         return found | {"said": [errors.strip().splitlines()[-1] if errors.strip() else "no JSON"]}
     strategies = answer.get("strategies") or [{}]
     said = [*(answer.get("refused") or ()), *(strategies[0].get("refused") or ())]
-    return found | {"figures": figures(strategies[0]), "said": [str(one) for one in said]}
+    return found | {
+        "figures": figures(strategies[0]),
+        "said": list(dict.fromkeys(_sentence(one) for one in said)),
+    }
+
+
+def _sentence(refused: Any) -> str:
+    return str(refused["sentence"]) if isinstance(refused, dict) else str(refused)
 
 
 def table(chosen: Sequence[Kind], out: Path, predicted: Path) -> list[Pair]:
