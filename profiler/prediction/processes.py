@@ -68,7 +68,8 @@ class Predictor:
 
     def __call__(self, questions: Sequence[Question], replicates: int | None = None) -> list[Predicted]:
         """The answers, in order. `replicates`: fewer than usual, where no band is asked for."""
-        asked = [(question, replicates) for question in questions]
+        most = self.settings.replicates
+        asked = [(question, min(most, replicates or most)) for question in questions]
         if self._processes > 1 and len(asked) > 1:
             if self._pool is None:
                 self._pool = _pool(self._processes, _begin, pickle.dumps((self.fitted, self.settings)))

@@ -10,16 +10,25 @@ from pathlib import Path
 import pytest
 
 SCENARIO = """
-about = "Rounds of two calls, of a few hundredths of a second each."
-[loop]
-rounds = {1 = 1}
-fan_out = {2 = 1}
-tools = {look = 1}
-[tools.look]
-description = "Look."
-latency = {uniform = [0.02, 0.06]}
+description = "a round of two calls, each of 30 ms"
+prompt = "Question {number}: look twice."
+
 [model]
-first_token = {uniform = [0.02, 0.04]}
+first_token = 0.02
+tokens_per_second = 0
+
+[loop]
+rounds = 1
+fan_out = 2
+
+[tools.look]
+path = "/tools/look"
+description = "Look."
+duration = 0.03
+
+[tools.look.parameters]
+type = "object"
+properties.at = { type = "integer", minimum = 1, maximum = 9, description = "What to look at." }
 """
 
 
@@ -54,7 +63,7 @@ def test_the_same_command_prints_the_same_bytes_from_any_number_of_processes(run
     assert data["predicted"] is True
     assert [one["strategy"] for one in data["strategies"]] == ["gathered", "sequential"]
     gathered, sequential = (one["loop_seconds"]["p50"]["value"] for one in data["strategies"])
-    assert 0.1 < gathered < sequential  # two requests of 20 ms or more, and two calls at once or in turn
+    assert 0.07 < gathered < sequential  # two requests of 20 ms, and two calls of 30 at once or in turn
     alone = (
         "from profiler.prediction import processes\n"
         "processes.cores = lambda: 1\n"
