@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from profiler.prediction.fit import (
     GRIDS,
     Client,
-    Common,
     Counts,
     Fit,
     ModelFit,
@@ -25,13 +21,12 @@ from profiler.prediction.fit import (
     Table,
     ToolFit,
 )
+from profiler.prediction.fit_columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
 from profiler.prediction.fitting import Fitted, ServerFit, refused
 from profiler.prediction.quota import QuotaFinding
 from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.work import LoopWork
 from profiler.records import LoopRecord
-
-Floats = NDArray[np.float64]
 
 MOST_TOOLS_FINE = 12
 """With more tools than these, those that are seldom called have coarser tables, so that a fit is a page."""
@@ -39,10 +34,6 @@ _FEW, _COARSE = 30, 200
 """Values up to which a table has few points, or coarse ones."""
 _ROUNDS = 5
 """The rounds whose fan-out and tools may be told apart."""
-_ENOUGH = 100
-"""Rounds or calls from which a difference between rounds is looked for."""
-_SHOWS = 0.02
-"""A correlation below this is taken for none."""
 
 
 def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
@@ -53,7 +44,7 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
         if records
         else None
     )
-    calls, replies = _Calls.of(fitted), _Replies.of(fitted)
+    calls, replies = CallColumns.of(fitted), ReplyColumns.of(fitted)
     tools = _tools(fitted, calls, records)
     model, tokens_known = _model(fitted, replies)
     quotas = (
@@ -82,97 +73,6 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
         retry_after="none" if finding is None else finding.announced.kind,
         unknown=_unknown(fitted, tools, model, finding, tokens_known),
     )
-
-
-class _Calls(NamedTuple):
-    """The calls of all loops as columns; `round` numbers the rounds of all loops, `turn` those of a loop.
-
-    `first`: it is the first of its round. Service of calls that were refused is not known: `known` is False.
-    """
-
-    tool: NDArray[np.int64]
-    seconds: Floats
-    known: NDArray[np.bool_]
-    loop: NDArray[np.int64]
-    round: NDArray[np.int64]
-    turn: NDArray[np.int64]
-    fan_out: NDArray[np.int64]
-    first: NDArray[np.bool_]
-    weight: Floats
-
-    @classmethod
-    def of(cls, fitted: Fitted) -> _Calls:
-        rows: list[tuple[float, ...]] = []
-        number = 0
-        for place, loop in enumerate(fitted.loops):
-            turn = 0
-            for one in loop.rounds:
-                if not one.calls:
-                    continue
-                count = len(one.calls)
-                rows += [
-                    (
-                        call.tool,
-                        call.service_ns - call.client_ns,
-                        not call.filled,
-                        place,
-                        number,
-                        turn,
-                        count,
-                        n == 0,
-                        loop.weight,
-                    )
-                    for n, call in enumerate(one.calls)
-                ]
-                number, turn = number + 1, turn + 1
-        columns = np.array(rows, dtype=np.float64).reshape(len(rows), 9).T
-        whole = columns[[0, 3, 4, 5, 6]].astype(np.int64)
-        return cls(
-            whole[0],
-            columns[1] / 1e9,
-            columns[2] > 0,
-            whole[1],
-            whole[2],
-            whole[3],
-            whole[4],
-            columns[7] > 0,
-            columns[8],
-        )
-
-
-class _Replies(NamedTuple):
-    """The model's replies of all loops as columns; 0: not known."""
-
-    seconds: Floats
-    first: Floats
-    output: Floats
-    input: Floats
-    loop: NDArray[np.int64]
-    weight: Floats
-
-    @classmethod
-    def of(cls, fitted: Fitted) -> _Replies:
-        rows = [
-            (
-                one.service_ns - one.client_ns,
-                one.first_token_ns,
-                one.output_tokens,
-                one.input_tokens,
-                place,
-                loop.weight,
-            )
-            for place, loop in enumerate(fitted.loops)
-            for one in loop.rounds
-        ]
-        columns = np.array(rows, dtype=np.float64).reshape(len(rows), 6).T
-        return cls(
-            columns[0] / 1e9,
-            columns[1] / 1e9,
-            columns[2],
-            columns[3],
-            columns[4].astype(np.int64),
-            columns[5],
-        )
 
 
 def table(values: Floats, weights: Floats, *, most: str = "fine") -> Table:
@@ -233,7 +133,7 @@ def _length(loop: LoopWork) -> int:
     )
 
 
-def _tools(fitted: Fitted, calls: _Calls, records: Sequence[LoopRecord]) -> tuple[ToolFit, ...]:
+def _tools(fitted: Fitted, calls: CallColumns, records: Sequence[LoopRecord]) -> tuple[ToolFit, ...]:
     total = calls.weight.sum()
     failed = _failures(records)
     by_round = _mix_by_round(calls, len(fitted.system.tools))
@@ -284,25 +184,38 @@ def _failures(records: Sequence[LoopRecord]) -> dict[str, tuple[Counter[str], in
     return found
 
 
-def _mix_by_round(calls: _Calls, tools: int) -> list[Floats]:
+def _turns(calls: CallColumns) -> int:
+    """The number of first rounds that enough loops have, so that they can be told apart."""
+    turns = 0
+    while turns < _ROUNDS and (calls.first & (calls.turn == turns)).sum() >= ENOUGH:
+        turns += 1
+    return turns
+
+
+def _mix_by_round(calls: CallColumns, tools: int) -> list[Floats]:
     """The shares of the tools in each of the first rounds, the last entry for all that follow; empty where
     the rounds are alike."""
-    last = 0
-    while last < _ROUNDS and (calls.turn == last).sum() >= _ENOUGH:
-        last += 1
-    if last < 2:
+    turns = _turns(calls)
+    if turns < 2:
         return []
-    mixes = []
-    for turn in range(last):
-        mine = calls.turn == turn if turn < last - 1 else calls.turn >= turn
-        mixes.append(
-            np.bincount(calls.tool[mine], calls.weight[mine], minlength=tools) / calls.weight[mine].sum()
-        )
-    overall = np.bincount(calls.tool, calls.weight, minlength=tools) / calls.weight.sum()
-    apart = max(float(np.abs(mix - overall).sum()) / 2 for mix in mixes)
+    long = np.isin(calls.loop, calls.loop[calls.turn >= turns - 1])  # as for the fan-out
+    held, mixes = [], []
+    for turn in range(turns):
+        mine = calls.turn == turn if turn < turns - 1 else calls.turn >= turn
+        mixes.append(_mix(calls, mine, tools))
+        held.append(_mix(calls, mine & long, tools))
+    overall = _mix(calls, long, tools)
+    apart = max(float(np.abs(mix - overall).sum()) / 2 for mix in held)
     # What chance alone puts between the mix of so few calls and that of all.
-    fewest = min(int((calls.turn == turn).sum()) for turn in range(last))
+    fewest = min(int((long & (calls.turn == turn)).sum()) for turn in range(turns))
     return mixes if apart > max(0.05, 1.5 * np.sqrt(tools / fewest)) else []
+
+
+def _mix(calls: CallColumns, mine: NDArray[np.bool_], tools: int) -> Floats:
+    mix: Floats = (
+        np.bincount(calls.tool[mine], calls.weight[mine], minlength=tools) / calls.weight[mine].sum()
+    )
+    return mix
 
 
 def _rule(fitted: Fitted, place: int, fit: ServerFit) -> ServerRule:
@@ -334,22 +247,13 @@ def _server_rule(fit: ServerFit, name: str) -> ServerRule:
     )
 
 
-def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
+def _model(fitted: Fitted, replies: ReplyColumns) -> tuple[ModelFit, float]:
     """The model, and the share of replies that said how many tokens they had."""
     seconds, weight = replies.seconds, replies.weight
     streamed, counted, asked = replies.first > 0, replies.output > 0, replies.input > 0
     enough = max(20, seconds.size // 2)
     timed = streamed & (replies.output > 1)
-    dependence = None
-    if (counted & asked).sum() >= _ENOUGH:
-        known = counted & asked
-        design = np.stack([np.ones(known.sum()), replies.output[known], replies.input[known]], axis=1)
-        values, *_ = np.linalg.lstsq(design, seconds[known], rcond=None)
-        spread = float(np.var(seconds[known]))
-        explained = 1 - float(np.var(seconds[known] - design @ values)) / spread if spread else 0.0
-        if explained > 0.1:
-            constant, each_out, each_in = (_round(float(one)) for one in values)
-            dependence = (constant, each_out, each_in, _round(explained))
+    dependence = _dependence(replies)
     return ModelFit(
         server=_server_rule(fitted.model, "model"),
         seconds=table(seconds, weight),
@@ -367,30 +271,43 @@ def _model(fitted: Fitted, replies: _Replies) -> tuple[ModelFit, float]:
     ), float(counted.sum() / counted.size) if counted.size else 0.0
 
 
-def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
+def _dependence(replies: ReplyColumns) -> tuple[float, float, float, float] | None:
+    """(seconds, for each output token, for each input token, the share that is explained); None where little
+    is, or tokens are not known."""
+    known = (replies.output > 0) & (replies.input > 0)
+    if known.sum() < ENOUGH:
+        return None
+    seconds, tokens = replies.seconds[known], np.stack([replies.output[known], replies.input[known]], axis=1)
+    middle, usual = tokens.mean(axis=0), float(seconds.mean())
+    slopes, *_ = np.linalg.lstsq(tokens - middle, seconds - usual, rcond=None)
+    spread = float(np.var(seconds))
+    left = float(np.var(seconds - usual - (tokens - middle) @ slopes))
+    explained = 1 - left / spread if spread else 0.0
+    if explained < 0.1:
+        return None
+    alone = usual - float(middle @ slopes)
+    return _round(alone), _round(float(slopes[0])), _round(float(slopes[1])), _round(explained)
+
+
+def _shape(fitted: Fitted, calls: CallColumns, replies: ReplyColumns) -> Shape:
     weights = [loop.weight for loop in fitted.loops]
     rounds = counts([sum(1 for one in loop.rounds if one.calls) for loop in fitted.loops], weights)
     first = calls.first
     fan_out = counts(calls.fan_out[first].tolist(), calls.weight[first].tolist())
     by_round: list[Counts] = []
-    for turn in range(_ROUNDS):
-        mine = first & (calls.turn == turn)
-        if mine.sum() < _ENOUGH:
-            break
-        by_round.append(counts(calls.fan_out[mine].tolist(), calls.weight[mine].tolist()))
-    sizes = calls.fan_out[first]
-    error = (
-        float(np.std(sizes))
-        / np.sqrt(max(1, min((first & (calls.turn == n)).sum() for n in range(len(by_round)))))
-        if by_round
-        else 0.0
-    )
-    if len(by_round) < 2 or max(abs(one.mean - fan_out.mean) for one in by_round) < max(
-        0.05 * fan_out.mean, 3 * error
-    ):
-        by_round = []
+    turns = _turns(calls)
+    if turns >= 2:
+        # Of loops that have all of these rounds: the later rounds of others are those of large loops alone.
+        long = first & np.isin(calls.loop, calls.loop[calls.turn >= turns - 1])
+        sizes = [calls.fan_out[long & (calls.turn == turn)] for turn in range(turns)]
+        usual = float(np.mean(np.concatenate(sizes)))
+        error = float(np.std(np.concatenate(sizes))) / np.sqrt(min(one.size for one in sizes))
+        if max(abs(one.mean() - usual) for one in sizes) > max(0.05 * usual, 3 * error):
+            for turn in range(turns):
+                mine = first & (calls.turn == turn)
+                by_round.append(counts(calls.fan_out[mine].tolist(), calls.weight[mine].tolist()))
     rest = first & (calls.turn >= len(by_round))
-    if by_round and rest.sum() >= _ENOUGH:
+    if by_round and rest.sum() >= ENOUGH:
         fan_out = counts(calls.fan_out[rest].tolist(), calls.weight[rest].tolist())
     failed = float(np.average([loop.failed for loop in fitted.loops], weights=weights)) if weights else 0.0
     return Shape(
@@ -398,15 +315,15 @@ def _shape(fitted: Fitted, calls: _Calls, replies: _Replies) -> Shape:
         fan_out=fan_out,
         fan_out_by_round=tuple(by_round),
         same_tool=_same_tool(calls),
-        common=_common(calls, replies),
+        common=common_of(calls, replies),
         failed=_round(failed),
     )
 
 
-def _same_tool(calls: _Calls) -> float:
+def _same_tool(calls: CallColumns) -> float:
     """p of: with p a call asks for the tool of the call before it, else for one by the shares."""
     after = ~calls.first[1:]
-    if after.sum() < _ENOUGH:
+    if after.sum() < ENOUGH:
         return 0.0
     same = float((calls.tool[1:] == calls.tool[:-1])[after].mean())
     shares = np.bincount(calls.tool) / calls.tool.size
@@ -415,81 +332,7 @@ def _same_tool(calls: _Calls) -> float:
         return 0.0
     found = (same - chance) / (1 - chance)
     error = 2 * np.sqrt(chance * (1 - chance) / after.sum()) / (1 - chance)
-    return _round(found) if found > max(_SHOWS, error) else 0.0
-
-
-def scores(values: Floats) -> Floats:
-    """The values' ranks as standard normal numbers; equal values have equal ones."""
-    if values.size < 2:
-        return np.zeros(values.size)
-    found = ndtri((rankdata(values) - 0.5) / values.size)
-    spread = float(np.std(found))
-    scaled: Floats = found / spread if spread > 0 else found
-    return scaled
-
-
-def _common(calls: _Calls, replies: _Replies) -> Common:
-    z = np.zeros(calls.tool.size)
-    for tool in np.unique(calls.tool):
-        mine = calls.known & (calls.tool == tool)
-        z[mine] = scores(calls.seconds[mine])
-    known = calls.known
-    loops = int(max(calls.loop.max(initial=-1), replies.loop.max(initial=-1))) + 1
-    within, across = _pairs(z[known], calls.loop[known], calls.round[known])
-    of_reply = scores(replies.seconds)
-    model_loop, _ = _pairs(of_reply, replies.loop, replies.loop)
-    size = 0.0
-    first = np.flatnonzero(calls.first)
-    if first.size >= _ENOUGH:
-        sums = np.bincount(calls.round[known], z[known], minlength=first.size)
-        number = np.bincount(calls.round[known], minlength=first.size)
-        some = number > 0
-        size = _shown(
-            float(np.mean((sums / np.maximum(1, number) * scores(calls.fan_out[first].astype(float)))[some]))
-        )
-    model_calls = 0.0
-    if loops >= 50:
-        number = np.bincount(calls.loop[known], minlength=loops)
-        asked = np.bincount(replies.loop, minlength=loops)
-        both = (number > 0) & (asked > 0)
-        of_calls = np.bincount(calls.loop[known], z[known], minlength=loops)[both] / number[both]
-        of_model = np.bincount(replies.loop, of_reply, minlength=loops)[both] / asked[both]
-        model_calls = _shown(float(np.mean(of_calls * of_model)))
-    return Common(
-        round=_shown(within),
-        loop=_shown(across),
-        size=size,
-        model_loop=_shown(model_loop),
-        model_calls=model_calls,
-        first_token=_linked(replies.seconds, replies.first),
-        output_tokens=_linked(replies.seconds, replies.output),
-        input_tokens=_linked(replies.seconds, replies.input),
-    )
-
-
-def _pairs(z: Floats, loop: NDArray[np.int64], round_: NDArray[np.int64]) -> tuple[float, float]:
-    """The mean product of two scores of a round, and of two of different rounds of a loop."""
-    if not z.size:
-        return 0.0, 0.0
-    by_round, by_loop = np.bincount(round_, z), np.bincount(loop, z)
-    in_round, in_loop = np.bincount(round_).astype(float), np.bincount(loop).astype(float)
-    squares = float((z**2).sum())
-    pairs = float((in_round * (in_round - 1)).sum())
-    others = float((in_loop**2).sum() - (in_round**2).sum())
-    same = float((by_round**2).sum()) - squares
-    apart = float((by_loop**2).sum() - (by_round**2).sum())
-    return (same / pairs if pairs >= _ENOUGH else 0.0), (apart / others if others >= _ENOUGH else 0.0)
-
-
-def _linked(seconds: Floats, other: Floats) -> float:
-    known = other > 0
-    if known.sum() < _ENOUGH or np.ptp(other[known]) == 0:
-        return 0.0
-    return _shown(float(np.mean(scores(seconds[known]) * scores(other[known]))))
-
-
-def _shown(correlation: float) -> float:
-    return 0.0 if abs(correlation) < _SHOWS else round(max(-1.0, min(1.0, correlation)), 3)
+    return _round(found) if found > max(SHOWS, error) else 0.0
 
 
 def _client(fitted: Fitted) -> Client:
@@ -509,17 +352,22 @@ def _unknown(
     tokens_known: float,
 ) -> tuple[str, ...]:
     said = []
-    for place, server in enumerate(fitted.servers):
-        name = _rule(fitted, place, server).name
-        if not server.finding.identified or server.finding.rule.kind == "none":
+    places = sorted(range(len(fitted.servers)), key=lambda place: -fitted.servers[place].calls)
+    for place in places:
+        server, name = fitted.servers[place], _rule(fitted, place, fitted.servers[place]).name
+        shown = place in places[:MOST_TOOLS_FINE]
+        if shown and (not server.finding.identified or server.finding.rule.kind == "none"):
             said.append(f"{name}: {server.finding.sentence}")
         said += [f"{name}: {warning}" for warning in server.finding.warnings]
+    if len(places) > MOST_TOOLS_FINE:
+        said.append(f"what {len(places) - MOST_TOOLS_FINE} servers that were called less do under more load")
     if not fitted.model.finding.identified or fitted.model.finding.rule.kind == "none":
         said.append(f"the model: {fitted.model.finding.sentence}")
     said += [f"the model: {warning}" for warning in fitted.model.finding.warnings]
-    for tool in tools:
-        if tool.seconds.count < 1000:
-            said.append(f"{tool.name}: its slowest percent is that of {tool.seconds.count:,} calls only")
+    rare = [tool.name for tool in tools if tool.seconds.count < 1000]
+    if rare:
+        names = ", ".join(rare[:MOST_TOOLS_FINE]) + (" and others" if len(rare) > MOST_TOOLS_FINE else "")
+        said.append(f"the slowest percent of the calls of {names}: there are fewer than 1,000 of each")
     if model.first_token is None:
         said.append("the model's time to the first token: replies were not streamed")
     if tokens_known < 0.5:

@@ -22,8 +22,8 @@ OWN_CALL_SECONDS, OWN_REPLY_SECONDS = 0.0007, 0.001
 """What a call of the emulator's tools, and a reply, takes beside what is stated and what the client is known
 to have taken. In what was recorded as much came on top of what the servers took."""
 
-MOST_TOOLS = 100
-"""Tools that a scenario has, those called most."""
+MOST_TOOLS, MOST_BYTES = 100, 50_000
+"""What a scenario has at most; it is of ASCII characters."""
 
 UNBOUNDED_QUEUE = 100_000
 _PARAMETERS = '{ type = "object", required = ["query"], properties = { query = { type = "string" } } }'
@@ -50,8 +50,14 @@ def too_small(fit: Fit) -> str | None:
 
 
 def written(fit: Fit) -> str:
-    """The TOML of a scenario."""
+    """The TOML of a scenario, of at most `MOST_BYTES`: of many tools those called least are left out."""
     tools = sorted(fit.tools, key=lambda one: -one.share)[:MOST_TOOLS]
+    while len(text := _written(fit, tools)) > MOST_BYTES and len(tools) > 1:
+        tools = tools[: len(tools) * 3 // 4]
+    return text
+
+
+def _written(fit: Fit, tools: Sequence[ToolFit]) -> str:
     named = dict(zip((tool.name for tool in tools), plain_names([tool.name for tool in tools]), strict=True))
     common = correlation(fit)
     tilt = _Tilt(fit.shape, common)
@@ -81,10 +87,9 @@ def plain_names(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "tool"
-        number = 2
+        stem, number = plain[:60], 2
         while plain in found:
-            plain = f"{plain[:60]}_{number}"
-            number += 1
+            plain, number = f"{stem}_{number}", number + 1
         found.append(plain)
     return found
 
@@ -237,7 +242,7 @@ def _loop(shape: Shape, tilt: _Tilt) -> str:
         f"fan_out = {_counts(tilt.rounds(shape.fan_out))}",
     ]
     if shape.fan_out_by_round:
-        each = ",\n  ".join(_counts(tilt.rounds(one)) for one in shape.fan_out_by_round)
+        each = ",\n  ".join(_counts(one) for one in shape.fan_out_by_round)
         lines.append(f"fan_out_by_round = [\n  {each},\n]")
     if shape.same_tool:
         lines.append(f"same_tool = {_number(shape.same_tool)}")
@@ -385,7 +390,9 @@ def _number(value: float) -> str:
 
 
 def _clean(text: str) -> str:
-    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())[:600]
+    """A line of a comment, which may hold no control characters."""
+    plain = re.sub(r"[\x00-\x1f\x7f]", " ", text).encode("ascii", "replace").decode()
+    return " ".join(plain.split())[:600]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """Recordings made up without a server, and what a scenario draws: whether a scenario has the distributions of
 the recording that it was written from, apart from all that a machine and a load add.
 
-`made_up` makes the records that a client without limits would have of `tests.capacity_server.Shape`, each
-call and reply as long as the shape says; `drawn` has what the emulator's tape draws.
+`made_up` makes the records that one agent would have of `tests.capacity_server.Shape`, whose calls run one
+after another: each call and reply is as long as the shape says, and none is in another's way. `drawn` has
+what the emulator's tape draws.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ def true(shape: Shape, loops: int, first: int = 0) -> Drawn:
     """What the shape has."""
     found = Drawn()
     for record in made_up(shape, loops, first):
-        found.add("loop", record.wall_ns / 1e9)
+        wall = 0.0
         for one in record.rounds:
             found.add("model", one.model.duration_ns / 1e9)
             found.tokens.append(one.model.output_tokens or 0)
-            for call in one.tool_calls:
-                found.add(call.name, (call.ended_ns - (call.started_ns or 0)) / 1e9)
+            took = [(call.ended_ns - (call.started_ns or 0)) / 1e9 for call in one.tool_calls]
+            for call, seconds in zip(one.tool_calls, took, strict=True):
+                found.add(call.name, seconds)
+            wall += one.model.duration_ns / 1e9 + max(took, default=0.0)
+        found.add("loop", wall)
     return found
 
 
@@ -86,34 +90,27 @@ def made_up(shape: Shape, loops: int, first: int = 0) -> Iterator[LoopRecord]:
             replied = at + int(seconds * 1e9)
             model = ModelCall("openai", "m", at, replied, input_tokens=100, output_tokens=tokens)
             asked = shape.calls(number, index)
-            calls = []
+            calls, ended = [], replied
             for place, tool in enumerate(asked):
-                ended = replied + int(shape.tool_seconds(tool, number, index, place) * 1e9)
+                begun = ended
+                ended = begun + int(shape.tool_seconds(tool, number, index, place) * 1e9)
                 calls.append(
-                    ToolCall(
-                        f"c{place}",
-                        tool.name,
-                        ready_ns=replied,
-                        queued_ns=replied,
-                        started_ns=replied,
-                        ended_ns=ended,
-                    )
+                    ToolCall(f"c{place}", tool.name, replied, begun, started_ns=begun, ended_ns=ended)
                 )
-            ended = max([replied, *(call.ended_ns for call in calls)])
             phases = (replied, ended) if calls else (None, None)
             rounds.append(RoundRecord(index, at, ended, model, *phases, tuple(calls)))
             at = ended
             if not calls:
                 break
         yield LoopRecord(
-            str(number), "gathered", "openai", "m", started, at, "ok", tuple(rounds), number=number, trial=0
+            str(number), "sequential", "openai", "m", started, at, "ok", tuple(rounds), number=number, trial=0
         )
 
 
 def run_of(loops: int) -> Run:
     """The run that such records are of."""
-    gathered = StrategySpec("gathered", "gathered")
-    trial = Trial(0, 0, "gathered", 1, 0, loops * GAP_NS, loops * GAP_NS)
+    strategy = StrategySpec("sequential", "sequential")
+    trial = Trial(0, 0, "sequential", 1, 0, loops * GAP_NS, loops * GAP_NS)
     return Run(
-        "made up", "openai", (gathered,), Load("closed", 1), 0, Anchor(0, 0), machine(), {}, trials=(trial,)
+        "made up", "openai", (strategy,), Load("closed", 1), 0, Anchor(0, 0), machine(), {}, trials=(trial,)
     )
