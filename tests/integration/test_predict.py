@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.prediction_data import directory, recorded
+
 SCENARIO = """
 description = "a round of two calls, each of 50 ms"
 prompt = "Question {number}: look twice."
@@ -41,46 +43,43 @@ def profiler(*arguments: str, codes: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The directory of a short ladder, without what says that the machine was busy."""
-    path = tmp_path_factory.mktemp("predict")
-    scenario = path / "small.toml"
-    scenario.write_text(SCENARIO)
-    profiler(
-        *("compare", "--scenario", str(scenario), "--levels", "8,12", "--strategy", "gathered"),
-        *("--duration", "3", "--blocks", "1", "--calibrate", "0", "--no-metrics", "--quiet"),
-        *("--allow-saturated", "--out", str(path / "runs")),
-    )
-    (made,) = (path / "runs").iterdir()
-    told = json.loads((made / "run.json").read_text())
-    (made / "run.json").write_text(json.dumps({**told, "client": []}))
-    return str(made)
-
-
-def test_the_same_command_prints_the_same_bytes_from_any_number_of_processes(run: str) -> None:
-    asked = ("predict", run, "--users", "10", "--strategy", "gathered,sequential")
-    asked = (*asked, "--replicates", "4", "--duration", "3", "--json", "--quiet")
+def test_the_same_command_prints_the_same_bytes_from_any_number_of_processes(tmp_path: Path) -> None:
+    path = str(directory(tmp_path, *recorded((10, 12))).path)
+    asked = ["predict", path, "--users", "11", "--strategy", "gathered,sequential"]
+    asked += ["--replicates", "4", "--duration", "3", "--json", "--quiet"]
     first = profiler(*asked)
     data = json.loads(first)
-    assert data["predicted"] is True
-    assert [one["strategy"] for one in data["strategies"]] == ["gathered", "sequential"]
     gathered, sequential = (one["loop_seconds"]["p50"]["value"] for one in data["strategies"])
-    assert 0.15 < gathered < sequential  # two requests of 50 ms, and two calls of 50 at once or in turn
+    assert gathered == pytest.approx(0.1045, rel=0.02)
+    assert sequential == pytest.approx(0.129, rel=0.02)  # its calls of 25 ms in turn
     alone = (
         "from profiler.prediction import processes\n"
         "processes.cores = lambda: 1\n"
-        f"from profiler.cli import main\nraise SystemExit(main({list(asked)!r}))\n"
+        f"from profiler.cli import main\nraise SystemExit(main({asked!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, first)
 
 
-def test_check_and_report(run: str) -> None:
-    # What is left without a level may be too little on a slow machine: then it is refused, and said so.
-    profiler("predict", run, "--check", "--replicates", "4", "--quiet", codes=(0, 1))
-    kept = json.loads((Path(run) / "prediction.json").read_text())
+def test_what_compare_recorded_is_predicted_checked_and_reported(tmp_path: Path) -> None:
+    scenario = tmp_path / "small.toml"
+    scenario.write_text(SCENARIO)
+    profiler(
+        *("compare", "--scenario", str(scenario), "--levels", "8,12", "--strategy", "gathered"),
+        *("--duration", "3", "--blocks", "1", "--calibrate", "0", "--no-metrics", "--quiet"),
+        *("--allow-saturated", "--out", str(tmp_path / "runs")),
+    )
+    (run,) = (tmp_path / "runs").iterdir()
+    asked = ("predict", str(run), "--users", "10", "--replicates", "4", "--duration", "3", "--json")
+    # What a busy machine recorded is refused, and said to be.
+    data = json.loads(profiler(*asked, codes=(0, 1)))
+    (gathered,) = data["strategies"]
+    assert (gathered["strategy"], gathered["predicted"], gathered["users"]) == ("gathered", True, 10)
+    p50 = gathered["loop_seconds"]["p50"]["value"]
+    assert gathered["refused"] if p50 is None else 0.15 < p50 < 0.6  # two requests and two calls of 50 ms
+    profiler("predict", str(run), "--check", "--replicates", "4", "--quiet", codes=(0, 1))
+    kept = json.loads((run / "prediction.json").read_text())
     assert [cell["left_out"] for cell in kept["cells"]] == ["8 agents", "12 agents"]
     assert all(cell["figures"] or cell["refused"] for cell in kept["cells"])
-    profiler("report", run)
-    assert "Prediction, checked" in (Path(run) / "report.html").read_text()
+    profiler("report", str(run))
+    assert "Prediction, checked" in (run / "report.html").read_text()
