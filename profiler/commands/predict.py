@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from profiler.prediction.fitting import Fitted
     from profiler.prediction.predict import Predicted
     from profiler.prediction.processes import Predictor, Settings
+    from profiler.records import LoopRecord
     from profiler.rundir import Load, Run, RunDirectory
     from profiler.strategies import StrategySpec
 
@@ -146,17 +147,24 @@ def main(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> int:
     import orjson
 
+    from profiler.limits.known import parse_quota
     from profiler.prediction.answering import answer_of
     from profiler.prediction.fitting import fit_run
+    from profiler.prediction.given import given_quota, given_words
     from profiler.prediction.processes import Predictor, cores
     from profiler.report.prediction import render_prediction
     from profiler.report.terminal import use_color
 
     request = request_of(arguments, run)
     settings = settings_of(arguments, run)
+    quotas = [parse_quota(spec) for spec in arguments.quota]
     _say(arguments, f"reading {arguments.run}")
-    fitted = fit_run(run, directory.records(), seed=settings.seed)
+    records = list(directory.records())
+    invalid, doubts = invalid_of(run, records)
+    settings = replace(settings, invalid=invalid)
+    fitted = fit_run(run, records, seed=settings.seed, invalid=invalid)
     check_tools(request.asked, fitted)
+    request = replace(request, asked=replace(request.asked, quota=given_quota(quotas, fitted)))
     with Predictor(fitted, settings, cores(), _progress(arguments, "predicted")) as predictor:
         predicted = predictor(request.asked.questions())
         capacities = _capacities(request, predicted, fitted, predictor, arguments.quota)
@@ -173,6 +181,7 @@ def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -
         over=request.curves,
         capacities=capacities,
         changed=request.changed,
+        warned=(*doubts, *given_words(quotas, fitted)),
     )
     if arguments.json:
         show(json_text(orjson.dumps(answer, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
@@ -200,9 +209,9 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
         raise UsageError("--check predicts the recorded settings themselves: leave out --model-time")
     settings = settings_of(arguments, run)
     _say(arguments, f"reading {arguments.run}")
-    found = check_run(
-        run, directory.records(), settings, cores(), _progress(arguments, "left out and predicted")
-    )
+    records = list(directory.records())
+    settings = replace(settings, invalid=invalid_of(run, records)[0])
+    found = check_run(run, records, settings, cores(), _progress(arguments, "left out and predicted"))
     directory.save_prediction(found)
     if arguments.json:
         show(json_text(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
@@ -213,9 +222,19 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
     return complain(Ending(missed=not any(cell.figures for cell in found.cells)))
 
 
+def invalid_of(run: Run, records: list[LoopRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(why nothing of the run is to be trusted, what of it is not): its figures may describe the client."""
+    from profiler.statistics.summary import summarise_table
+    from profiler.statistics.table import tabulate
+
+    summary = summarise_table(run, tabulate(records))
+    said = tuple(one.sentence for one in summary.warnings if one.invalid)
+    valid = [one.valid for one in summary.every_strategy]
+    return (said, ()) if said and not any(valid) else ((), said)
+
+
 def settings_of(arguments: argparse.Namespace, run: Run) -> Settings:
-    """How predictions are made. Raises `UsageError` for an objective or a quota that cannot be read."""
-    from profiler.limits.known import parse_quota
+    """How predictions are made. Raises `UsageError` for an objective that cannot be read."""
     from profiler.prediction.predict import REPLICATES
     from profiler.prediction.processes import Settings
     from profiler.statistics.objectives import parse_objective
@@ -225,7 +244,6 @@ def settings_of(arguments: argparse.Namespace, run: Run) -> Settings:
         objective=None if slo is None else parse_objective(slo, "--slo"),
         replicates=arguments.replicates or REPLICATES,
         seed=arguments.seed,
-        quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )
 
 

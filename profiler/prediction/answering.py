@@ -136,30 +136,30 @@ def limit_words(level: PredictedLevel, name: str, specs: Sequence[tuple[float, s
 
 def refusals(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
     """Why cells are refused, each reason once with the cells that it is about."""
-    return _said((one, sentence) for one in predicted for sentence in one.refused)
+    every = list(predicted)
+    return _said(((one, sentence) for one in every for sentence in one.refused), every)
 
 
 def warnings(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
     """What is to be known of the figures, each once with the cells that it is about."""
-    every = list(predicted)
-    found = _said((one, sentence) for one in every for sentence in one.warnings)
-    told = [one for one in every if not one.refused]
-    cells = {(one.question.strategy.text, one.question.load.users) for one in told}
-    return tuple(
-        Said(said.sentence) if len(said.strategies) * len(said.users) >= len(cells) else said
-        for said in found
-    )
+    told = [one for one in predicted if not one.refused]
+    return _said(((one, sentence) for one in told for sentence in one.warnings), told)
 
 
-def _said(found: Iterable[tuple[Predicted, str]]) -> tuple[Said, ...]:
-    by_sentence: dict[str, tuple[dict[str, None], set[int]]] = {}
+def _said(found: Iterable[tuple[Predicted, str]], cells: Sequence[Predicted]) -> tuple[Said, ...]:
+    """Each sentence once; with the strategies and loads that it is about, unless these are all `cells`."""
+    by_sentence: dict[str, list[tuple[str, int]]] = {}
     for one, sentence in found:
-        names, users = by_sentence.setdefault(sentence, ({}, set()))
-        names[one.question.strategy.text] = None
-        users.add(one.question.load.users)
-    return tuple(
-        Said(sentence, tuple(names), tuple(sorted(users))) for sentence, (names, users) in by_sentence.items()
-    )
+        about = by_sentence.setdefault(sentence, [])
+        about.append((one.question.strategy.text, one.question.load.users))
+    said = []
+    for sentence, about in by_sentence.items():
+        if len(about) == len(cells):
+            said.append(Said(sentence))
+        else:
+            names, users = (dict.fromkeys(part) for part in zip(*about, strict=True))
+            said.append(Said(sentence, tuple(names), tuple(sorted(users))))
+    return tuple(said)
 
 
 MOSTLY = 0.65
@@ -248,6 +248,7 @@ def answer_of(
     over: Sequence[tuple[str, Sequence[tuple[float, str]]]] = (),
     capacities: Sequence[Capacity] = (),
     changed: Sequence[str] = (),
+    warned: Sequence[str] = (),
 ) -> Answer:
     """The whole answer."""
     levels = levels_of(asked, predicted, objective)
@@ -274,7 +275,7 @@ def answer_of(
         blocks=asked.trials.blocks,
         replicates=replicates,
         strategies=top.strategies,
-        warnings=warnings(predicted),
+        warnings=(*map(Said, warned), *warnings(predicted)),
         refused=refusals(predicted),
         verdicts=tuple(verdicts),
         objective=None if objective is None else objective.text,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from profiler.arrivals import Arrivals
 from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.predict import Question
+from profiler.prediction.quota import QuotaFinding
 from profiler.rundir import Run
 from profiler.strategies import StrategySpec, parse_strategies
 
@@ -19,7 +20,7 @@ DRAIN_SECONDS = 30.0
 class Asked:
     """Every strategy under each number of agents (of an open load: of sources), measured for `trials`.
 
-    `arrivals` None: a closed load. Factors multiply durations (`Question`).
+    `arrivals` None: a closed load. Factors multiply durations; `quota` None: the recording's (`Question`).
     """
 
     strategies: tuple[StrategySpec, ...]
@@ -32,6 +33,7 @@ class Asked:
     share_limit: bool = False
     tool_time: tuple[tuple[str, float], ...] = ()
     model_time: float = 1.0
+    quota: QuotaFinding | None = None
 
     def question(self, strategy: StrategySpec, users: int) -> Question:
         """One cell."""
@@ -43,7 +45,7 @@ class Asked:
             workers=self.workers,
             share_limit=self.share_limit,
         )
-        return Question(strategy, load, self.trials, self.tool_time, self.model_time)
+        return Question(strategy, load, self.trials, self.tool_time, self.model_time, self.quota)
 
     def questions(self) -> list[Question]:
         """All cells, the smallest load first."""

@@ -14,6 +14,7 @@ from typing import Literal
 from profiler.prediction.asking import Asked
 from profiler.prediction.engine import ServerUse
 from profiler.prediction.fitting import Fitted
+from profiler.prediction.given import Demand, demands
 from profiler.prediction.predict import Predicted, Question
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import LEVELS
@@ -43,7 +44,7 @@ FEWER = 8
 OPEN_SECONDS, CLOSED_SECONDS = 120.0, 30.0
 """How long a load that is tried measures at least: in a shorter one a backlog is not seen."""
 
-Ends = Literal["failures", "objective", "growth", "recording", "untried"]
+Ends = Literal["failures", "objective", "growth", "quota", "recording", "untried"]
 
 Ask = Callable[[Sequence[Question], int], list[Predicted]]
 """Answers questions, with so many replicates each."""
@@ -98,7 +99,7 @@ def capacity_of(
     quotas: Sequence[str] = (),
 ) -> Capacity | None:
     """The capacity under a strategy; None where nothing is predicted. `quotas`: those given, in words."""
-    search = _Search(asked, strategy, ask, objective)
+    search = _Search(asked, strategy, fitted, ask, objective)
     found = search.bisect()
     if found is None:
         return None
@@ -119,7 +120,10 @@ def capacity_of(
 
 
 class _Search:
-    def __init__(self, asked: Asked, strategy: StrategySpec, ask: Ask, objective: Objective | None) -> None:
+    def __init__(
+        self, asked: Asked, strategy: StrategySpec, fitted: Fitted, ask: Ask, objective: Objective | None
+    ) -> None:
+        self._fitted = fitted
         self._strategy = strategy
         self._ask = ask
         self._objective = objective
@@ -160,6 +164,11 @@ class _Search:
         allowed = MOST_FAILURES
         if objective is not None and objective.errors is not None:
             allowed = objective.errors
+        # In a run as short as this a full bucket may last: what is asked of it in the long run decides.
+        for demand in _demands(self._fitted, one):
+            if demand.share > 1:
+                words = f"{demand.asked:,.0f} a minute are asked of {demand.name}"
+                return _Tried(load, one, "quota", words)
         if failed > allowed:
             return _Tried(load, one, "failures", f"{failed:.1%} of the loops fail".replace("%", " %"))
         if objective is not None:
@@ -228,6 +237,12 @@ def _close(holds: float, fails: float, open_: bool) -> bool:
     return fails <= holds * CLOSE or (not open_ and fails - holds <= 1)
 
 
+def _demands(fitted: Fitted, predicted: Predicted) -> list[Demand]:
+    throughput = predicted.figures["throughput"].value if "throughput" in predicted.figures else None
+    quota = predicted.question.quota or fitted.quota
+    return demands(fitted, quota, throughput) if throughput else []
+
+
 def bottlenecks(fitted: Fitted, predicted: Predicted) -> list[Bottleneck]:
     """What is used up under a load, the most used first: servers that have a capacity, and the client."""
     trials, load = predicted.question.trials, predicted.question.load
@@ -242,7 +257,29 @@ def bottlenecks(fitted: Fitted, predicted: Predicted) -> list[Bottleneck]:
     if fitted.cpu_ns is not None and throughput is not None and throughput.value:
         share = fitted.cpu_ns * 1e-9 * throughput.value / load.workers
         found.append(Bottleneck(CLIENT, share, None, True))
+    found += _own_limits(predicted, len(fitted.servers), seconds)
+    found += [
+        Bottleneck(f"the quota of {one.name}", min(1.0, one.share), None, one.met)
+        for one in _demands(fitted, predicted)
+    ]
     return sorted(found, key=lambda one: (-bool(one.refused), -one.utilisation))
+
+
+def _own_limits(predicted: Predicted, servers: int, seconds: float) -> list[Bottleneck]:
+    """How much of the strategy's own semaphores for all tools is used by calls that a server works on."""
+    load = predicted.question.load
+    processes = 1 if load.share_limit else load.workers
+    work_ns = sum(use.work_ns for use in predicted.uses[:servers])
+    return [
+        Bottleneck(
+            f"the limit {rule.text} itself",
+            min(1.0, work_ns / 1e9 / (rule.limit * processes * seconds)),
+            None,
+            True,
+        )
+        for rule in predicted.question.strategy.rules
+        if rule.kind == "semaphore" and rule.scope == "process" and rule.limit
+    ]
 
 
 CLIENT = "this client's processor"

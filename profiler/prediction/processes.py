@@ -16,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from profiler.limits.known import KnownQuota
 from profiler.prediction.check import Checked, CheckedCell, Holdout, check_one, checked, halved, holdouts
 from profiler.prediction.fitting import Fitted, fit_run
 from profiler.prediction.predict import BAND, REPLICATES, Predicted, Question, predict
@@ -33,12 +32,12 @@ Told = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How predictions are made: see `predict`."""
+    """How predictions are made: see `predict`. `invalid`: why the recording is not to be trusted."""
 
     objective: Objective | None = None
     replicates: int = REPLICATES
     seed: int = 0
-    quotas: tuple[KnownQuota, ...] = ()
+    invalid: tuple[str, ...] = ()
 
 
 def cores() -> int:
@@ -68,7 +67,8 @@ class Predictor:
 
     def __call__(self, questions: Sequence[Question], replicates: int | None = None) -> list[Predicted]:
         """The answers, in order. `replicates`: fewer than usual, where no band is asked for."""
-        asked = [(question, replicates) for question in questions]
+        most = self.settings.replicates
+        asked = [(question, min(most, replicates or most)) for question in questions]
         if self._processes > 1 and len(asked) > 1:
             if self._pool is None:
                 self._pool = _pool(self._processes, _begin, pickle.dumps((self.fitted, self.settings)))
@@ -173,7 +173,7 @@ def _check(holdout: Holdout) -> list[CheckedCell]:
     run, records, settings = _whole
 
     def ask(run: Run, records: Sequence[LoopRecord], questions: Sequence[Question]) -> list[Predicted]:
-        fitted = fit_run(run, records, seed=settings.seed)
+        fitted = fit_run(run, records, seed=settings.seed, invalid=settings.invalid)
         return [predicted(fitted, settings, question) for question in questions]
 
     return check_one(run, records, holdout, ask, settings.objective)

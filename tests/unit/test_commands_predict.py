@@ -103,7 +103,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run directory; predictions of it are made in this process, with few replicates."""
     monkeypatch.setattr(processes, "cores", lambda: 1)
     monkeypatch.setattr("shutil.get_terminal_size", lambda: type("Size", (), {"columns": 100}))
-    of, records = recorded((1, 2))
+    of, records = recorded((10, 12))
     return directory(tmp_path, of, records).path
 
 
@@ -161,10 +161,15 @@ def test_progress_is_on_standard_error_alone(
 def test_a_check_is_kept_and_shown_in_the_report(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(made), "--check", "--replicates", "4", "--quiet"]) == 0
     shown = capsys.readouterr().out
-    assert "without 1 agent, predicted from the others:" in shown
+    assert "without 10 agents, predicted from the others:" in shown
     kept = json.loads((made / "prediction.json").read_text())
-    assert [(cell["left_out"], cell["users"]) for cell in kept["cells"]] == [("1 agent", 1), ("2 agents", 2)]
-    assert all(abs(cell["figures"]["p50"]["error"]) < 0.1 for cell in kept["cells"])
+    assert [(cell["left_out"], cell["users"]) for cell in kept["cells"]] == [
+        ("10 agents", 10),
+        ("12 agents", 12),
+    ]
+    lower, higher = kept["cells"]
+    assert abs(lower["figures"]["p50"]["error"]) < 0.1
+    assert "nothing is known of it above" in higher["refused"][0]  # of 12 agents 10 tell nothing
     assert main(["report", str(made)]) == 0
     page = (made / "report.html").read_text()
     assert "Prediction, checked" in page

@@ -173,7 +173,7 @@ def test_text_where_nothing_is_predicted() -> None:
     lines = render_prediction(found, 100).splitlines()
     assert lines[:2] == [
         "nothing is predicted",
-        "outside the recording: gathered (20 agents): never loaded",
+        "outside the recording: never loaded",
     ]
 
 

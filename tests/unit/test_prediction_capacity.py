@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from profiler.arrivals import Arrivals
+from profiler.errors import UsageError
+from profiler.limits.known import parse_quota
 from profiler.prediction.asking import Asked
 from profiler.prediction.capacity import Capacity, bottlenecks, capacity_of
 from profiler.prediction.engine import ServerUse, Trials
+from profiler.prediction.given import given_quota
 from profiler.prediction.predict import Predicted, Question
+from profiler.prediction.quota import Limit, QuotaFinding
 from profiler.prediction.servers import Rule
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy
@@ -130,3 +135,46 @@ def test_a_server_that_refused_is_the_first_bottleneck() -> None:
     first, second = bottlenecks(fit, one)
     assert (first.name, first.utilisation, first.capacity, first.seen) == ("search", 0.5, 40, False)
     assert (second.name, second.utilisation) == ("fetch", 0.9)
+
+
+def test_the_strategys_own_limit_may_be_the_bottleneck() -> None:
+    fit = fitted(servers=[("search", Rule("queue", 40), True)])
+    one = predicted("semaphore:10", uses=(ServerUse(work_ns=95 * 10**9), ServerUse()))
+    assert [(found.name, found.utilisation) for found in bottlenecks(fit, one)] == [
+        ("the limit semaphore:10 itself", 0.95),
+        ("search", 0.2375),
+    ]
+
+
+def test_a_quota_ends_it_by_what_is_asked_in_the_long_run() -> None:
+    quota = QuotaFinding((Limit("requests", 600.0, "given", burst=600.0),))
+
+    def ask(questions: Sequence[Question], replicates: int) -> list[Predicted]:
+        return [replace(answer(question), question=question) for question in questions]
+
+    capacity = capacity_of(replace(ASKED, quota=quota), ASKED.strategies[0], FIT, ask, None, ["rpm=600"])
+    assert capacity is not None
+    # A loop has one request, and an agent a loop a second.
+    assert (capacity.most, capacity.ends) == (10, "quota")
+    assert capacity.sentence.startswith(
+        "gathered: with rpm=600, 10 agents at most: 660 a minute are asked of 600 requests a minute with 11 "
+        "agents; the first bottleneck is the quota of 600 requests a minute (100 % used), the next "
+    )
+
+
+def test_a_quota_that_is_given_takes_the_place_of_the_recorded_one() -> None:
+    recorded = QuotaFinding(
+        (Limit("requests", 500.0, "headers", burst=50.0), Limit("tokens", 9e4, "headers")), refused=3
+    )
+    fit = replace(FIT, quota=recorded)
+    found = given_quota([parse_quota("openai:rpm=100,rpd=1440")], fit)
+    assert found is not None
+    # Of a day it is as much as it lets through in a minute on average.
+    assert [(one.resource, one.amount, one.burst) for one in found.limits] == [
+        ("tokens", 9e4, None),
+        ("requests", 100.0, 100.0),
+        ("requests", 1.0, 1440.0),
+    ]
+    with pytest.raises(UsageError, match="the recording is of openai"):
+        given_quota([parse_quota("anthropic:rpm=5")], fit)
+    assert given_quota([], fit) is None
