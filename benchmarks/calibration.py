@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.shaped_records import drawn, made_up, run_of, true
 from benchmarks.prediction_servers import CLIENT, CLIENT_TOOL, ROOT, SHAPE, TOOLS
 from profiler.prediction.fit_parts import fit_of
 from profiler.prediction.fitting import fit_run
@@ -38,6 +37,7 @@ from profiler.prediction.scenario import written
 from profiler.rundir import RunDirectory
 from profiler.scenarios import parse_scenario
 from tests.capacity_server import Shape, Tool
+from tests.shaped_records import drawn, made_up, run_of, true
 
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 GOALS = {"p50": 3.0, "p95": 3.0, "p99": 10.0, "refused": 2.0}

@@ -27,6 +27,13 @@ Bools = NDArray[np.bool_]
 TOGETHER_NS = 2_000_000
 """Calls that started within this time may have reached the server in any order, over several connections."""
 
+_SPREAD_NS = 1_000_000
+"""Calls that started together are told apart where their services began further apart than this."""
+_SWEEPS = 9
+"""How often each of them may change its place with another."""
+_ENOUGH = 200
+"""Of fewer calls, their services do not tell which are likely."""
+
 Kind = Literal["none", "queue", "share", "refuse", "rate"]
 
 
@@ -88,7 +95,7 @@ def service_times(calls: Calls, rule: Rule) -> Ints:
     services = np.full(calls.started.size, -1, dtype=np.int64)
     taken = ~calls.refused
     timeline = Timeline.of(calls.started[taken], calls.ended[taken])
-    found = timeline.services(rule.kind, rule.capacity)
+    found = timeline.services(rule.kind, rule.capacity, mixed=True)
     services[np.flatnonzero(taken)[timeline.order]] = np.maximum(0, np.rint(found)).astype(np.int64)
     return services
 
@@ -141,10 +148,14 @@ class Timeline:
     def durations(self) -> Ints:
         return self.ended - self.started
 
-    def services(self, kind: Kind, capacity: int | None) -> Floats:
-        """Each call's service in ns, negative where the rule cannot be."""
+    def services(self, kind: Kind, capacity: int | None, *, mixed: bool = False) -> Floats:
+        """Each call's service in ns, negative where the rule cannot be.
+
+        With `mixed` set, calls of a queue that started together came in an order that is as likely as any.
+        """
         if kind == "queue" and capacity is not None:
-            return (self.ended - self.served_from(capacity)).astype(np.float64)
+            served = self.served_from(capacity)
+            return (self.ended - (self._mixed(served) if mixed else served)).astype(np.float64)
         if kind == "share" and capacity is not None:
             return self._shared(capacity)
         return self.durations.astype(np.float64)
@@ -163,6 +174,38 @@ class Timeline:
         served = np.empty(self.started.size, dtype=np.int64)
         served[self.turn] = free
         return np.maximum(self.started, served)
+
+    def _mixed(self, served: Ints) -> Ints:
+        """The starts of service, given anew to the calls that started together.
+
+        Their order is not known, and the one in which they ended makes long services too short. So starts are
+        exchanged between two of them at a time, as likely as the services that come of it are among all
+        (Metropolis' rule); those are counted anew now and then.
+        """
+        together = self.together
+        ended, served = self.ended[self.turn], served[self.turn]
+        first = np.flatnonzero(np.diff(together, prepend=-1))
+        sizes = np.diff(np.append(first, together.size))
+        spread = np.maximum.reduceat(served, first) - np.minimum.reduceat(served, first)
+        rows = np.flatnonzero(np.repeat(spread > _SPREAD_NS, sizes))
+        if rows.size and together.size >= _ENOUGH:
+            chance = np.random.default_rng(0)
+            part = together[rows]
+            rank = np.arange(rows.size) - np.searchsorted(part, part, side="left")
+            pairs = np.flatnonzero((rank[:-1] % 2 == 0) & (part[:-1] == part[1:]))
+            for sweep in range(_SWEEPS):
+                if sweep % 3 == 0:
+                    density = _Density.of(ended - served)
+                order = rows[np.lexsort((chance.random(rows.size), part))]
+                one, other = order[pairs], order[pairs + 1]
+                before = density.log(ended[one] - served[one]) + density.log(ended[other] - served[other])
+                after = density.log(ended[one] - served[other]) + density.log(ended[other] - served[one])
+                changed = after - before > np.log(chance.random(pairs.size))
+                one, other = one[changed], other[changed]
+                served[one], served[other] = served[other], served[one]
+        mixed = np.empty_like(served)
+        mixed[self.turn] = served
+        return mixed
 
     def chosen(self, served_from: Ints) -> Floats:
         """Of each call the log of the chance that it came in its `turn` of the calls that started together.
@@ -193,6 +236,32 @@ class Timeline:
     def speed_at_end(self, capacity: int) -> Floats:
         """The speed at which each call was served just before it ended, sharing `capacity` servers."""
         return np.minimum(1.0, capacity / np.maximum(1, self.number[np.maximum(0, self.end_at - 1)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Density:
+    """A histogram of services by their logarithm, as the log density of each service."""
+
+    offset: float
+    low: float
+    width: float
+    logs: Floats
+
+    @classmethod
+    def of(cls, services: Ints) -> _Density:
+        # Short services would be ever more likely in a scale that is logarithmic down to nothing.
+        offset = max(float(_SPREAD_NS), 0.2 * float(np.median(services)))
+        logs = np.log(np.maximum(0, services) + offset)
+        low, early, late, high = np.quantile(logs, (0.0, 0.25, 0.75, 1.0))
+        width = max(0.01, 2 * (late - early) / logs.size ** (1 / 3), (high - low) / 500)
+        counts = np.bincount(((logs - low) / width).astype(np.int64), minlength=1).astype(np.float64)
+        counts = np.convolve(np.pad(counts, 1), (0.25, 0.5, 0.25), mode="same")
+        return cls(offset, float(low - width), width, np.log(counts + 0.1))
+
+    def log(self, services: Ints) -> Floats:
+        logs = np.log(np.maximum(0, services) + self.offset)
+        at = np.clip(((logs - self.low) / self.width).astype(np.int64), 0, self.logs.size - 1)
+        return np.where(services < 0, -1e9, self.logs[at] - logs)
 
 
 def _together(started: Ints) -> Ints:

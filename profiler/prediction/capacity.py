@@ -34,13 +34,16 @@ CLOSE = 1.05
 """The search ends where what holds and what does not are within this ratio, or one agent."""
 
 MOST_STEPS = 24
+MOST_TIMES = 8.0
+"""Loads above this many times the highest that was asked about are not tried."""
+
 FEWER = 8
 """Replicates of a load that is tried: no band is asked for."""
 
 OPEN_SECONDS, CLOSED_SECONDS = 120.0, 30.0
 """How long a load that is tried measures at least: in a shorter one a backlog is not seen."""
 
-Ends = Literal["failures", "objective", "growth", "recording"]
+Ends = Literal["failures", "objective", "growth", "recording", "untried"]
 
 Ask = Callable[[Sequence[Question], int], list[Predicted]]
 """Answers questions, with so many replicates each."""
@@ -64,7 +67,8 @@ class Bottleneck:
 class Capacity:
     """The most agents (of an open load: loops a second) of a strategy that hold, and what `ends` it there.
 
-    `most` None: not even the least load holds. `ends` is `recording` where that says nothing of more.
+    `most` None: not even the least load holds. `ends` is `recording` where that says nothing of more, and
+    `untried` where more was not tried.
     """
 
     strategy: str
@@ -184,7 +188,7 @@ class _Search:
             self._alone = min(self._seconds / 2, low.predicted.figures["p50"].value or 0.0)
         high, steps = top, 0
         fails: _Tried | None = None
-        while fails is None and steps < MOST_STEPS:
+        while fails is None and steps < MOST_STEPS and high <= MOST_TIMES * top:
             one = self._try(high)
             steps += 1
             if one.why is None:
@@ -194,7 +198,7 @@ class _Search:
             else:
                 fails = one
         if fails is None:
-            return None
+            return low, replace(low, why="untried")
         while steps < MOST_STEPS and not _close(low.load, fails.load, self._open):
             middle = (low.load * fails.load) ** 0.5
             one = self._try(
@@ -267,6 +271,8 @@ def _sentence(
     most = _load(holds.load, unit)
     if fails.why == "recording":
         head = f"{strategy}: {under}{most} at least: the recording says nothing of {_load(fails.load, unit)}"
+    elif fails.why == "untried":
+        head = f"{strategy}: {under}{most} at least, and more were not tried"
     elif fails.why == "growth" and unit == "agents":
         head = f"{strategy}: {under}more than about {most} bring little ({fails.words})"
     else:

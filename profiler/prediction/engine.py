@@ -23,6 +23,8 @@ from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Togethe
 from profiler.limits.refusals import Holdback
 from profiler.limits.spec import LaneKey, lanes_of
 from profiler.limits.spec import Rule as LimitRule
+from profiler.prediction.quota import Announced, QuotaFinding
+from profiler.prediction.retries import RetryRule
 from profiler.prediction.work import CallWork, LoopWork, Server, System
 from profiler.strategies import StrategySpec
 
@@ -419,25 +421,6 @@ class _Process:
 # Agents, loops and calls.
 
 
-class Quota(Protocol):
-    """The quota of the model's server: `profiler.prediction.quotas.QuotaState`."""
-
-    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> int | None:
-        """None: admitted, and `release` follows. Else refused, and to be asked again after so many ns."""
-
-    def release(self) -> None: ...
-
-
-class Retry(Protocol):
-    """How a client's SDK tries again: `profiler.prediction.quotas.RetryRule`."""
-
-    @property
-    def retries(self) -> int: ...
-
-    def delay_ns(self, attempt: int, retry_after_ns: int | None, random: random.Random) -> int:
-        """The wait after attempt number `attempt` (from 1), which was refused."""
-
-
 class _Job(Protocol):
     service_ns: int
 
@@ -562,10 +545,10 @@ class _Loop:
         model, quota = simulation.model, simulation.quota
         if quota is not None:
             work = self.work.rounds[self.round]
-            retry_ns = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
-            if retry_ns is not None:
+            refusal = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
+            if refusal is not None:
                 model.use.arrived += 1
-                model.refuse(self, retry_ns)
+                model.refuse(self, simulation.announced.wait_ns(refusal))
                 return
         model.arrive(self)
 
@@ -574,7 +557,7 @@ class _Loop:
         clock = simulation.clock
         if refused:
             retry = simulation.retry
-            if retry is None or self.tries > retry.retries:
+            if retry is None or not retry.again(self.tries, 429, retry_after_ns):
                 self._end(False)
                 return
             wait_ns = retry.delay_ns(self.tries, retry_after_ns, simulation.random)
@@ -745,15 +728,16 @@ class _Simulation:
         strategy: StrategySpec,
         load: SimulatedLoad,
         draw: Draw,
-        quota: Quota | None,
-        retry: Retry | None,
+        quota: QuotaFinding | None,
+        retry: RetryRule | None,
         seed: str,
     ) -> None:
         self.system = system
         self.strategy = strategy
         self.load = load
         self.draw = draw
-        self.quota = quota
+        self.quota = quota.state(0) if quota is not None and quota.limits else None
+        self.announced = Announced() if quota is None else quota.announced
         self.retry = retry
         self.seed = seed
         self.random = random.Random(seed)
@@ -892,8 +876,8 @@ def simulate(
     draw: Draw,
     trials: Trials,
     *,
-    quota: Quota | None = None,
-    retry: Retry | None = None,
+    quota: QuotaFinding | None = None,
+    retry: RetryRule | None = None,
     seed: str = "0",
 ) -> Simulated:
     """Run `trials` of a strategy under a load; `draw` gives the work of each loop that begins.
@@ -915,8 +899,8 @@ def simulate_recorded(
     trials: Sequence[RecordedTrial],
     drain_seconds: float,
     *,
-    quota: Quota | None = None,
-    retry: Retry | None = None,
+    quota: QuotaFinding | None = None,
+    retry: RetryRule | None = None,
     seed: str = "0",
 ) -> Simulated:
     """As `simulate`, with the loops of a recording in their order, not agents and arrivals of `load`."""

@@ -13,10 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.quotas import fit_quotas
+from profiler.prediction.retries import RULES, RetryRule, observed_retries
 from profiler.prediction.servers import Calls, Finding, identify, service_times
 from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, vendor
 from profiler.rundir import Run
 from profiler.statistics.table import Ints
 
@@ -25,6 +29,15 @@ MODEL = "the model"
 
 LOAD_STATUSES = frozenset((429, 503, 529))
 """Statuses by which a server refuses a request for the load that it has."""
+
+UNEXPLAINED = 0.1
+"""The share of refusals of the model's server that its quotas may leave unexplained."""
+
+_NO_SHORTFALL = ("limiter", "machine")
+"""What a round may have without its calls being kept apart by the agent or its tools."""
+
+NEAR = 40
+"""Calls of loops about as slow, of which one stands for a call that was refused."""
 
 _LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
 
@@ -48,7 +61,13 @@ class Fitted:
 
     `places`: of each of `loops`, the place of its record among those that were given. `lost` counts loops
     that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for each loop, None where
-    it is not known.
+    it is not known. `quota` is that of the model's server, `retries` how its client tries again. `invalid`
+    says why the recording's own figures are not to be trusted.
+
+    Of `asked` calls the times of `untimed` ones are not known, and `unobserved` ones were not seen at all;
+    `nested` loops ran in the calls of others. Of `phases` rounds with several calls, `shortfalls` counts
+    those whose calls something kept from overlapping, by what it was. `resolution_share`: the clock's tick as
+    a share of a typical call.
     """
 
     run: Run
@@ -61,6 +80,16 @@ class Fitted:
     lost: Counter[str] = field(default_factory=Counter)
     cpu_ns: float | None = None
     places: tuple[int, ...] = ()
+    quota: QuotaFinding = field(default_factory=QuotaFinding)
+    retries: RetryRule | None = None
+    invalid: tuple[str, ...] = ()
+    asked: int = 0
+    untimed: int = 0
+    unobserved: int = 0
+    nested: int = 0
+    phases: int = 0
+    shortfalls: Counter[str] = field(default_factory=Counter)
+    resolution_share: float = 0.0
 
 
 class _Rows:
@@ -74,6 +103,7 @@ class _Rows:
         self.loop: list[int] = []
         self.retry_after: list[int] = []
         self.tools: dict[str, None] = {}
+        self.counted: NDArray[np.bool_] | None = None
 
     def add(
         self, started: int, ended: int, refused: bool, group: int, loop: int, retry_after: int | None
@@ -87,13 +117,18 @@ class _Rows:
         self.retry_after.append(-1 if retry_after is None else retry_after)
         return len(self.started) - 1
 
+    def without_refusals(self) -> None:
+        """Treat what was refused as if it had never come."""
+        self.counted = ~np.array(self.refused, bool)
+
     def calls(self) -> Calls:
+        kept = slice(None) if self.counted is None else self.counted
         return Calls(
-            started=np.array(self.started, np.int64),
-            ended=np.array(self.ended, np.int64),
-            refused=np.array(self.refused, bool),
-            group=np.array(self.group, np.int64),
-            retry_after=np.array(self.retry_after, np.int64),
+            started=np.array(self.started, np.int64)[kept],
+            ended=np.array(self.ended, np.int64)[kept],
+            refused=np.array(self.refused, bool)[kept],
+            group=np.array(self.group, np.int64)[kept],
+            retry_after=np.array(self.retry_after, np.int64)[kept],
         )
 
 
@@ -107,8 +142,8 @@ def refused(call: ToolCall) -> bool:
     return call.error_type in _LOAD_ERRORS or call.error_type == "busy"
 
 
-def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted:
-    """The recording as what can be run again."""
+def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0, invalid: Sequence[str] = ()) -> Fitted:
+    """The recording as what can be run again; `invalid`: why its own figures are not to be trusted."""
     given = [(place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns]
     every = [record for _, record in given]
     tools: dict[str, _Rows] = {}
@@ -132,6 +167,10 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
         fit, service = _fit_server(name, tuple(rows.tools), rows, seed)
         fits.append(fit)
         services[name] = service
+    requests = [round_.model for record in every for round_ in record.rounds if round_.model.asked]
+    quota = fit_quotas(requests)
+    if quota.limits and quota.unexplained <= UNEXPLAINED * max(1, quota.refused):
+        model.without_refusals()  # the quota's: they say nothing about the load that the server can take
     of_model, model_service = _fit_server(MODEL, (), model, seed)
     names = sorted({tool for fit in fits for tool in fit.tools})
     place_of = {name: place for place, name in enumerate(names)}
@@ -146,8 +185,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             for fit in (fits[server_place[name]] for name in names)
         ),
     )
-    draw = random.Random(f"{seed}/fill")
-    pools = {name: service[service >= 0] for name, service in services.items()}
+    stand_ins = _StandIns(services, tools, random.Random(f"{seed}/fill"))
     loops: list[LoopWork] = []
     places: list[int] = []
     lost: Counter[str] = Counter()
@@ -168,8 +206,7 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
                 took = -1 if row is None else int(services[server_of(call)][row])
                 filled = took < 0
                 if filled:  # it was refused, so what it would have taken is not known
-                    pool = pools.get(server_of(call))
-                    took = int(pool[draw.randrange(pool.size)]) if pool is not None and pool.size else 0
+                    took = stand_ins.service(server_of(call), number)
                 released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
                 failed = call.status != "ok" and not refused(call)
                 client_ns = 0 if filled else min(took, _client_ns(call))
@@ -179,7 +216,6 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
             rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))
         key = (record.number, record.process if record.number is None else "")
         cluster = clusters.setdefault(key if record.number is not None else number, len(clusters))
-        requests = len(record.rounds)
         places.append(given[number][0])
         loops.append(
             LoopWork(
@@ -189,10 +225,14 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
                 failed=record.status != "ok",
                 at_ns=record.started_ns,
                 cluster=cluster,
-                weight=1.0 / survival.get(record.trial, 1.0) ** requests,
+                weight=1.0 / survival.get(record.trial, 1.0) ** len(record.rounds),
             )
         )
-    cpu = [one.cpu_seconds for one in run.client if one.trial is not None]
+    processes = {record.process for record in every}
+    cpu = [one.cpu_seconds for one in run.client if one.trial is not None and one.process in processes]
+    calls_of = [call for record in every for call in record.tool_calls]
+    typical = np.median([call.latency_ns or 0 for call in calls_of]) if calls_of else 0.0
+    several = [round_ for record in every for round_ in record.rounds if len(round_.tool_calls) > 1]
     known = [seconds for seconds in cpu if seconds is not None]
     return Fitted(
         run,
@@ -205,6 +245,18 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0) -> Fitted
         lost=lost,
         cpu_ns=sum(known) * 1e9 / max(1, len(every)) if known else None,
         places=tuple(places),
+        quota=quota,
+        retries=observed_retries(requests).rule or RULES.get(vendor(run.provider)),
+        invalid=tuple(invalid),
+        asked=len(calls_of) + sum(record.unobserved_calls for record in every),
+        untimed=sum(call.untimed not in (None, "never_started") for call in calls_of),
+        unobserved=sum(record.unobserved_calls for record in every),
+        nested=sum(record.nested for record in every),
+        phases=len(several),
+        shortfalls=Counter(why for one in several if (why := one.shortfall) and why not in _NO_SHORTFALL),
+        resolution_share=0.0
+        if run.recording is None
+        else run.recording.resolution_ns / max(1.0, float(typical)),
     )
 
 
@@ -237,8 +289,9 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
     calls = rows.calls()
     finding = identify(calls, seed=seed)
     turned_away = calls.refused
-    lasting = (calls.ended - calls.started)[turned_away]
-    asked = np.array(rows.retry_after, np.int64)[turned_away]
+    refused_rows = np.array(rows.refused, bool)
+    lasting = (np.array(rows.ended, np.int64) - np.array(rows.started, np.int64))[refused_rows]
+    asked = np.array(rows.retry_after, np.int64)[refused_rows]
     asked = asked[asked >= 0]
     fit = ServerFit(
         name,
@@ -249,11 +302,63 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
         refusal_ns=int(np.median(lasting)) if lasting.size else 2_000_000,
         retry_after_ns=int(np.median(asked)) if asked.size * 2 > lasting.size else None,
     )
-    return fit, service_times(calls, finding.rule)
+    if rows.counted is None:
+        return fit, service_times(calls, finding.rule)
+    services = np.full(len(rows.started), -1, np.int64)
+    services[rows.counted] = service_times(calls, finding.rule)
+    return fit, services
 
 
 def _server(fit: ServerFit) -> Server:
     return Server(fit.name, fit.finding.rule, fit.refusal_ns, fit.retry_after_ns)
+
+
+class _StandIns:
+    """Services for calls that were refused: those of other calls of the server, of loops about as slow.
+
+    So that what is common to the calls of a loop stays common to them. How slow a loop is, is the mean of the
+    logarithms of its other services over the typical one of their server; the stand-in is one of `NEAR` whose
+    loops are nearest in that.
+    """
+
+    def __init__(self, services: dict[str, Ints], rows: dict[str, _Rows], draw: random.Random) -> None:
+        self._draw = draw
+        logs: dict[str, NDArray[np.float64]] = {}
+        sums: dict[int, float] = defaultdict(float)
+        counts: Counter[int] = Counter()
+        for name, service in services.items():
+            known = np.flatnonzero(service > 0)
+            log = np.log(service[known] / max(1.0, float(np.median(service[known])))) if known.size else known
+            logs[name] = log.astype(float)
+            loops = np.array(rows[name].loop, np.int64)[known]
+            for loop, value in zip(loops.tolist(), logs[name].tolist(), strict=True):
+                sums[loop] += value
+                counts[loop] += 1
+        self._slow = {loop: total / counts[loop] for loop, total in sums.items()}
+        self._pools: dict[str, tuple[NDArray[np.float64], Ints]] = {}
+        for name, service in services.items():
+            known = np.flatnonzero(service > 0)
+            loops = np.array(rows[name].loop, np.int64)[known].tolist()
+            # Of each the slowness of its loop without itself.
+            rest = np.array(
+                [
+                    (sums[loop] - value) / (counts[loop] - 1) if counts[loop] > 1 else 0.0
+                    for loop, value in zip(loops, logs[name].tolist(), strict=True)
+                ]
+            )
+            order = np.argsort(rest, kind="stable")
+            self._pools[name] = (rest[order], service[known][order])
+
+    def service(self, server: str, loop: int) -> int:
+        """The ns that stand for a refused call of this loop; 0 where no call of the server was taken."""
+        rest, service = self._pools.get(server, (np.empty(0), np.empty(0, np.int64)))
+        if not service.size:
+            return 0
+        slow = self._slow.get(loop)
+        if slow is None:
+            return int(service[self._draw.randrange(service.size)])
+        place = int(np.searchsorted(rest, slow)) - NEAR // 2 + self._draw.randrange(NEAR)
+        return int(service[min(max(place, 0), service.size - 1)])
 
 
 class _Model:

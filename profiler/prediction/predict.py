@@ -16,6 +16,8 @@ import numpy as np
 from profiler.prediction.engine import ServerUse, Simulated, SimulatedLoad, Trials, simulate
 from profiler.prediction.figures import Figures, figures_of
 from profiler.prediction.fitting import Fitted
+from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.support import of_question, of_recording, of_result
 from profiler.prediction.work import LoopWork
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
@@ -29,13 +31,17 @@ LONGEST_SPREAD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A run to predict: `strategy` under `load`, measured for `trials`; factors multiply durations."""
+    """A run to predict: `strategy` under `load`, measured for `trials`.
+
+    Factors multiply durations. `quota` None: the recording's.
+    """
 
     strategy: StrategySpec
     load: SimulatedLoad
     trials: Trials
     tool_time: tuple[tuple[str, float], ...] = ()
     model_time: float = 1.0
+    quota: QuotaFinding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,11 @@ def predict(
     objective: Objective | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
-    quota: object = None,
-    retry: object = None,
 ) -> Predicted:
-    """The figures that `compare` would print of this run."""
+    """The figures that `compare` would print of this run; none, but why, where the recording cannot tell."""
+    reasons = (*of_recording(fitted), *of_question(fitted, question.strategy))
+    if reasons:
+        return Predicted(question, {}, reasons)
     loops = _scaled(fitted, question)
     load = question.load
     if load.arrivals is None:
@@ -95,6 +102,14 @@ def predict(
         ]
         mean = float(np.mean(walls)) / 1e9 if walls else question.trials.seconds
         load = replace(load, spread_seconds=min(mean, LONGEST_SPREAD * question.trials.seconds))
+        started = sum(len(one.due) for one in first.trials)
+        rate = started / max(1e-9, sum(one.seconds + mean for one in first.trials))
+    else:
+        first = _run(fitted, loops, question, load, f"{seed}/first")
+        rate = load.arrivals.expected(load.users, 1.0)
+    refused, warnings = of_result(fitted, first.servers, rate, load.workers)
+    if refused:
+        return Predicted(question, {}, refused, warnings, first.servers)
     found: list[Figures] = []
     runs: list[Simulated] = []
     for number in range(replicates):
@@ -109,13 +124,22 @@ def predict(
         figures[name] = Estimate(float(middle), float(low), float(high))
     if fitted.calls < FEWEST_FOR_P99:
         figures.pop("p99", None)
-    return Predicted(question, figures, uses=runs[0].servers, every=tuple(found))
+    return Predicted(question, figures, (), warnings, runs[0].servers, tuple(found))
 
 
 def _run(
     fitted: Fitted, loops: Sequence[LoopWork], question: Question, load: SimulatedLoad, seed: str
 ) -> Simulated:
-    return simulate(fitted.system, question.strategy, load, Loops(loops, seed), question.trials, seed=seed)
+    return simulate(
+        fitted.system,
+        question.strategy,
+        load,
+        Loops(loops, seed),
+        question.trials,
+        quota=fitted.quota if question.quota is None else question.quota,
+        retry=fitted.retries,
+        seed=seed,
+    )
 
 
 def _scaled(fitted: Fitted, question: Question) -> Sequence[LoopWork]:

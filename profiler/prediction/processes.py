@@ -10,9 +10,9 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,12 +69,15 @@ class Predictor:
     def __call__(self, questions: Sequence[Question], replicates: int | None = None) -> list[Predicted]:
         """The answers, in order. `replicates`: fewer than usual, where no band is asked for."""
         asked = [(question, replicates) for question in questions]
-        if self._processes < 2 or len(asked) < 2:
-            answers = (predicted(self.fitted, self.settings, *one) for one in asked)
-            return _counted(answers, len(asked), self._told)
-        if self._pool is None:
-            self._pool = _pool(self._processes, _begin, pickle.dumps((self.fitted, self.settings)))
-        return _counted(self._pool.map(_predict, asked), len(asked), self._told)
+        if self._processes > 1 and len(asked) > 1:
+            if self._pool is None:
+                self._pool = _pool(self._processes, _begin, pickle.dumps((self.fitted, self.settings)))
+            try:
+                return _counted(self._pool.map(_predict, asked), len(asked), self._told)
+            except BrokenProcessPool:  # no memory for another process, or none can be started from here
+                self._processes = 1
+        answers = (predicted(self.fitted, self.settings, *one) for one in asked)
+        return _counted(answers, len(asked), self._told)
 
 
 def predicted(
@@ -100,23 +103,21 @@ def check_run(
     """The check of a run (`profiler.prediction.check`)."""
     run, every = halved(run, records)
     parts = holdouts(run)
-    with mapped(min(processes, len(parts)), _begin_check, (run, every, settings)) as each:
-        cells = [cell for found in _counted(each(_check, parts), len(parts), told) for cell in found]
+    given = pickle.dumps((run, every, settings))
+    found: list[list[CheckedCell]] = []
+    if processes > 1 and len(parts) > 1:
+        pool = _pool(min(processes, len(parts)), _begin_check, given)
+        try:
+            found = _counted(pool.map(_check, parts), len(parts), told)
+        except BrokenProcessPool:
+            found = []
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if not found:
+        _begin_check(given)
+        found = _counted(map(_check, parts), len(parts), told)
+    cells = [cell for part in found for cell in part]
     return checked(run, cells, replicates=settings.replicates, seed=settings.seed, band=BAND)
-
-
-@contextmanager
-def mapped(processes: int, begin: Callable[[bytes], None], given: Any) -> Iterator[Any]:
-    """A function like `map` that calls in other processes, each prepared by `begin` with what is given."""
-    if processes < 2:
-        begin(pickle.dumps(given))
-        yield map
-        return
-    pool = _pool(processes, begin, pickle.dumps(given))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _counted(results: Any, total: int, told: Told | None) -> list[Any]:

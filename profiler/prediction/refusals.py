@@ -93,7 +93,8 @@ def threshold(calls: Calls, others: Ints) -> Threshold | None:
     plain = np.maximum(_share_below(others[refused], candidates), 1 - _share_below(others[taken], candidates))
     good = np.flatnonzero(clear <= clear.min() + 0.005)
     chosen = int(good[np.argmin(plain[good])])
-    if clear[chosen] > EXPLAINED or plain[chosen] > ERRORS:
+    both = _share_below(others[refused], candidates) + 1 - _share_below(others[taken], candidates)
+    if clear[chosen] > EXPLAINED or both[chosen] > 2 * ERRORS:
         return None
     at = int(candidates[chosen])
     lowest, highest = int(candidates[good[0]]), int(candidates[good[-1]])
@@ -108,7 +109,7 @@ def rate(calls: Calls, considered: Bools) -> Rate | None:
     """
     order: Ints = np.flatnonzero(considered).astype(np.int64)
     order = order[np.argsort(calls.started[order], kind="stable")]
-    order = _busiest(order, calls.refused[order])
+    order = _busiest(order, calls.refused[order], calls.started[order])
     refused = calls.refused[order]
     if refused.sum() < FEWEST or refused.all():
         return None
@@ -175,26 +176,32 @@ def _split(at: Floats, refused: Bools, per_second: float) -> tuple[float, float,
         unexplained = np.searchsorted(rejected, marks, side="right") / rejected.size
         return unexplained, 1 - np.searchsorted(accepted, marks, side="right") / accepted.size
 
-    plain = np.maximum(*errors(rejected, accepted, marks))
-    chosen = int(np.argmin(plain))
     # What was used when those had come that started a little later, and before those that started a little
     # earlier.
     uneven = UNEVEN_NS / 1e9
     later = np.searchsorted(at, at + uneven, side="right") - 1
     earlier = np.searchsorted(at, at - uneven, side="left")
     slack = min(0.5, per_second * uneven)
-    most = np.maximum(used, used[later] + ~refused[later]) + slack
-    fewest = np.minimum(used, used[earlier]) - slack
-    unexplained, over = errors(np.sort(most[refused]), np.sort(fewest[~refused]), marks[chosen : chosen + 1])
+    most = np.sort(np.maximum(used, used[later] + ~refused[later])[refused]) + slack
+    fewest = np.sort(np.minimum(used, used[earlier])[~refused]) - slack
+    plain = np.maximum(*errors(rejected, accepted, marks))
+    unexplained, over = errors(most, fewest, marks)
+    clear = np.maximum(unexplained, over)
+    chosen = int(np.argmin(np.where(clear <= clear.min() + 0.005, plain, 2.0)))
     # A call is refused when less than one is left: above size - 1.
-    return float(plain[chosen]), float(marks[chosen]) + 1, float(unexplained[0]), float(over[0])
+    return float(plain[chosen]), float(marks[chosen]) + 1, float(unexplained[chosen]), float(over[chosen])
 
 
-def _busiest(order: Ints, refused: Bools) -> Ints:
+def _busiest(order: Ints, refused: Bools, started: Ints) -> Ints:
+    """The neighbouring rows with the most refusals, from a pause on: the bucket is full then."""
     if order.size <= _MOST:
         return order
     sums = np.concatenate(([0], np.cumsum(refused)))
     first = int(np.argmax(sums[_MOST:] - sums[:-_MOST]))
+    since = max(0, first - _MOST // 2)
+    first = (
+        since + int(np.argmax(np.diff(started[since : first + 1], prepend=started[since]))) if first else 0
+    )
     return order[first : first + _MOST]
 
 

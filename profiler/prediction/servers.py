@@ -33,7 +33,7 @@ SLOWER = 1.10
 """A queue or a share is named where calls beyond its capacity took this many times their service or more."""
 UNEXPLAINED = 1.15
 """Services that differ by this factor with the load, or over the recording, are not explained."""
-MARGIN = 1.25
+MARGIN = 1.3
 """A capacity is identified when those that explain as much are within this factor of each other."""
 _NATS = 8.0
 """A rule is better than another when the log likelihood of the calls is higher by this and by `_ERRORS`."""
@@ -52,6 +52,10 @@ _REFUSES = 0.75
 """A server only refuses when calls are known not to wait up to this share of the number that it takes."""
 _RATES = 1.05
 """A rate is identified when those that explain as much are within this factor of each other."""
+_NEARLY = 0.95
+"""A capacity explains nearly as much as the best with this share of its gain over none."""
+_FREE = 0.03
+"""Dependence on the load that is this much more than another's, as a factor, tells."""
 _CLEAR = 0.02
 """With fewer errors than this, a number in flight explains the refusals and no rate is looked for."""
 _WAITING: tuple[Kind, ...] = ("queue", "share")
@@ -297,15 +301,34 @@ def _as_good(evidence: Evidence, best: Explained, most: int) -> tuple[int, int]:
 
 
 def _least_dependent(evidence: Evidence, best: Explained, low: int, high: int) -> tuple[Explained, int, int]:
-    """Of capacities that explain nearly as much, the best of those that leave no dependence on the load."""
-    good = [evidence.of(best.kind, c) for c in evidence.tried(best.kind) if low <= c <= high]
-    free = [
-        each for each in good if _possible(evidence, each) and _dependence(evidence, each)[0] <= UNEXPLAINED
-    ]
+    """Of capacities that explain nearly as much, the best of those that leave least dependence on the load.
+
+    Calls that started together are taken in an order that suits, which shifts the likelihood by a little;
+    what is left of the load tells then.
+    """
+    assert best.capacity is not None
+    near = max(2, best.capacity // 20)
+    for capacity in range(max(1, best.capacity - near), best.capacity + near + 1, max(1, near // 2)):
+        if capacity <= int(evidence.others.max()):
+            evidence.of(best.kind, capacity)
+    none = evidence.of("none")
+    enough = _NEARLY * evidence.gain(best, none)[0]
+    good = []
+    for capacity in evidence.tried(best.kind):
+        each = evidence.of(best.kind, capacity)
+        shifted = best.kind == "queue" and evidence.gain(each, none)[0] >= enough
+        if low <= capacity <= high or shifted:
+            good += [(_dependence(evidence, each)[0], each)] if _possible(evidence, each) else []
+    least = min((factor for factor, _ in good), default=1.0)
+    # How fast a call is served while sharing changes little from one capacity to the next.
+    free = [each for factor, each in good if factor <= least + _FREE * (1 + (best.kind == "share"))]
     if not free:
         return best, low, high
-    known = [each.capacity for each in free if each.capacity is not None]
-    return max(free, key=_score), min(known), max(known)
+    top = max(free, key=_score)
+    assert top.capacity is not None
+    low, high = _as_good(evidence, top, int(evidence.others.max()) + 1)
+    known = [each.capacity for each in free if each.capacity is not None and low <= each.capacity <= high]
+    return top, min(known), max(known)
 
 
 def _slowdown(evidence: Evidence, explained: Explained) -> float:
@@ -337,8 +360,8 @@ def _dependence(evidence: Evidence, explained: Explained) -> tuple[float, int, i
 
 def _changes(evidence: Evidence, explained: Explained) -> float:
     """The factor by which services differ between the parts of the recording, as far as it is no chance."""
-    size = evidence.others.size
-    part = np.arange(size) * 4 // size
+    since = evidence.started - evidence.started[0]
+    part = np.minimum(3, since * 4 // max(1, int(since[-1]))).astype(np.int64)
     factor, _, _ = _differ(evidence.scaled(explained.services), part, evidence.block)
     return factor
 

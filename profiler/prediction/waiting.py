@@ -70,14 +70,15 @@ class Evidence:
     """Scores rules on one timeline; rules that were scored before are not scored again.
 
     Not every call of the timeline is scored: `scored` are its first calls of each trial, the others are there
-    since they were in flight beside them. `others`, `durations`, `block` and all that is returned are of the
-    scored ones. With `within` set, what changes from stretch to stretch does not count.
+    since they were in flight beside them. All other arrays are of the scored ones. With `within` set, what
+    changes from stretch to stretch does not count.
     """
 
     timeline: Timeline
     group: Ints
     scored: Bools
     within: bool = False
+    started: Ints = field(init=False)
     others: Ints = field(init=False)
     durations: Ints = field(init=False)
     block: Ints = field(init=False)
@@ -110,6 +111,7 @@ class Evidence:
         return cls(timeline, group, scored)
 
     def __post_init__(self) -> None:
+        self.started = self.timeline.started[self.scored]
         self.others = self.timeline.others[self.scored]
         self.durations = self.timeline.durations[self.scored]
         group = self.group[self.scored]
@@ -204,7 +206,7 @@ class Evidence:
             if kind == "share" and capacity is not None:
                 known *= timeline.speed_at_end(capacity)
             elif kind == "queue":
-                chance = timeline.chosen(timeline.ended - services.astype(np.int64))
+                chance = timeline.chosen(timeline.served_from(capacity) if capacity else timeline.started)
             self._services[key] = services[scored], known[scored], chance[scored]
         return self._services[key]
 

@@ -405,9 +405,10 @@ class _Group:
             finding = fit.finding
             if not use.arrived:
                 continue
-            if not finding.identified and (finding.warnings or finding.capacities):
+            limited = finding.rule.kind in ("refuse", "rate")  # by what was refused, whatever else is open
+            if not (finding.identified or limited) and (finding.warnings or finding.capacities):
                 return _Outside(f"{_name(fit)}: {finding.sentence}")
-            if finding.identified and finding.capacities is not None:
+            if limited or (finding.identified and finding.capacities is not None):
                 continue
             seen = max(int(finding.seen[1]), _most(recorded))
             if sum(use.at_arrival[seen:]) > BEYOND_SHARE * use.arrived:

@@ -205,9 +205,7 @@ def test_fit_of_many_tools_is_still_a_page() -> None:
 def test_keys_of_a_later_version_are_passed_over_and_its_schema_is_refused() -> None:
     raw = orjson.loads(encode(made()))
     assert decode(orjson.dumps({**raw, "mood": "good"})) == made()
-    with pytest.raises(
-        RecordError, match="written by a newer version"
-    ):
+    with pytest.raises(RecordError, match="written by a newer version"):
         decode(orjson.dumps({**raw, "schema": 99}), "mine.json")
 
 

@@ -1,0 +1,193 @@
+"""What a recording cannot tell, in words: a prediction that it does not support is refused. Pure.
+
+`of_recording` looks at the recording alone, `of_question` at what is asked of it, and `of_result` at where
+the simulation of that went: with more calls in flight at a server than the recording knows of, or with a
+client that has no CPU left, a figure would be a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler.limits.spec import Rule as LimitRule
+from profiler.prediction.engine import ServerUse
+from profiler.prediction.fitting import Fitted, ServerFit
+from profiler.records import NO_MODEL
+from profiler.strategies import StrategySpec
+
+FEWEST_LOOPS = 150
+"""Whole loops from which anything is predicted: of fewer, a few long ones decide every figure."""
+
+UNKNOWN_TIMES = 0.02
+"""The share of calls whose times may be unknown."""
+
+LOST = 0.2
+"""The share of loops that may be missing or cut short: the long ones are, more often than the others."""
+
+HELD_UP = 0.05
+"""The share of rounds whose calls something else than the strategy may have kept from overlapping."""
+
+BEYOND = 0.10
+"""The share of arrivals that may find more in flight at a server than the recording knows of."""
+
+MENTIONED = 0.02
+"""The same, from which it is said."""
+
+IDLE = 0.5
+"""A server is not known for this share of the fewest calls that were ever seen in flight."""
+
+BUSY = 0.85
+"""The share of a core above which a client's own work adds to every latency."""
+
+
+def of_recording(fitted: Fitted) -> tuple[str, ...]:
+    """Why nothing can be predicted from this recording; empty where something can."""
+    run = fitted.run
+    reasons = list(fitted.invalid)
+    if run.provider == NO_MODEL:
+        return ("the recording is of calls without a model: it has no loops",)
+    if len(fitted.loops) < FEWEST_LOOPS:
+        lost = sum(fitted.lost.values())
+        missing = f" ({lost} more were cut short or lost)" if lost else ""
+        reasons.append(
+            f"{len(fitted.loops)} whole loops are too few{missing}: record {FEWEST_LOOPS} at least, "
+            "better 1,000"
+        )
+    share_lost = sum(fitted.lost.values()) / max(1, fitted.recorded)
+    if share_lost > LOST:
+        why, _ = fitted.lost.most_common(1)[0]
+        reasons.append(
+            f"{share_lost:.0%} of the loops are not whole (most: {why}), the long ones more often than others"
+        )
+    found = run.recording
+    if found is not None:
+        if found.sampled is not None and found.sampled < 1:
+            reasons.append(
+                f"only {found.sampled:.0%} of the traces were kept: how many calls were in flight is not "
+                "known; record all of them"
+            )
+        if found.clocks > 1:
+            reasons.append(
+                f"its times are of {found.clocks} clocks: how many calls were in flight at once is not known"
+            )
+    if fitted.untimed > UNKNOWN_TIMES * max(1, fitted.asked):
+        reasons.append(
+            f"of {fitted.untimed} of {fitted.asked} calls the times are not known, or only an upper bound"
+        )
+    if fitted.unobserved > UNKNOWN_TIMES * max(1, fitted.asked):
+        reasons.append(
+            f"{fitted.unobserved} of {fitted.asked} calls ran in tools that were not watched: watch those too"
+        )
+    if fitted.resolution_share > UNKNOWN_TIMES:
+        reasons.append(
+            f"the tick of its clock is {fitted.resolution_share:.0%} of a typical call, which is too coarse"
+        )
+    if fitted.nested > UNKNOWN_TIMES * max(1, fitted.recorded):
+        reasons.append(
+            f"{fitted.nested} of {fitted.recorded} loops ran inside calls of others: agents as tools are "
+            "not predicted"
+        )
+    return tuple(reasons)
+
+
+def of_question(fitted: Fitted, strategy: StrategySpec) -> tuple[str, ...]:
+    """Why this strategy cannot be predicted from the recording."""
+    reasons: list[str] = []
+    if strategy.kind == "unknown":
+        reasons.append(f"{strategy}: this version does not know that strategy")
+    elif strategy.kind == "own" or strategy.variant:
+        reasons.append(
+            f"{strategy}: what a setting of the agent's own does is not known before it has run: compare it"
+        )
+    elif strategy.needs_stream:
+        reasons.append(
+            f"{strategy}: calls that start while replies stream are not predicted: compare it, with --stream"
+        )
+    reasons += [
+        f"{rule.text}: the recording has no calls of {_named(rule)}"
+        for rule in strategy.rules
+        if (rule.tool is not None and rule.tool not in fitted.system.tools)
+        or (rule.server is not None and rule.server not in fitted.system.mcp)
+    ]
+    if strategy.kind != "sequential":
+        kept = sum(fitted.shortfalls.values())
+        if kept > HELD_UP * max(1, fitted.phases):
+            why, _ = fitted.shortfalls.most_common(1)[0]
+            reasons.append(
+                f"in {kept / max(1, fitted.phases):.0%} of the rounds calls did not overlap as the strategy "
+                f"allowed ({why.replace('_', ' ')}): no strategy could change that"
+            )
+    return tuple(reasons)
+
+
+def _named(rule: LimitRule) -> str:
+    return f"a tool {rule.tool!r}" if rule.tool is not None else f"an MCP server {rule.server!r}"
+
+
+def of_result(
+    fitted: Fitted, uses: Sequence[ServerUse], loops_per_second: float, workers: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(why there is no figure, what is to be said with it) where this simulation went."""
+    refused: list[str] = []
+    warnings: list[str] = []
+    for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
+        beyond, said = _of_server(fit, use)
+        refused += beyond
+        warnings += said
+    if fitted.cpu_ns is not None:
+        cpu = loops_per_second * fitted.cpu_ns / 1e9 / workers
+        if cpu > 1:
+            refused.append(
+                f"the client would need {cpu:.1f} cores for each process: it would be the bottleneck "
+                "(more --workers, on more cores)"
+            )
+        elif cpu > BUSY:
+            warnings.append(f"the client itself would be busy: {cpu:.0%} of a core for each process")
+    return tuple(refused), tuple(warnings)
+
+
+def _of_server(fit: ServerFit, use: ServerUse) -> tuple[list[str], list[str]]:
+    finding = fit.finding
+    arrivals = sum(use.at_arrival)
+    if not arrivals:
+        return [], []
+    warned = [f"{fit.name}: {text}" for text in finding.warnings]
+    low, high = finding.seen
+    # Each call counts itself in what was seen.
+    above = sum(count for inside, count in enumerate(use.at_arrival) if inside + 1 > high) / arrivals
+    most = _quantile(use.at_arrival, 0.95)
+    if finding.identified and finding.rule.kind not in ("none", "rate"):
+        # What is known of a server that was taken past its capacity holds for any number of calls.
+        return [], warned
+    if not finding.identified and finding.rule.kind != "none":
+        if above > MENTIONED or most > high:
+            return [f"{fit.name}: {finding.sentence}; up to {most} calls would be in flight"], []
+        return [f"{fit.name}: {finding.sentence}"], []
+    if not finding.identified:
+        return [f"{fit.name}: {finding.sentence}"], []
+    if above > BEYOND:
+        return [
+            f"{fit.name}: up to {most} calls would be in flight, and nothing is known of it above {high:.0f}"
+        ], []
+    if above > MENTIONED:
+        warned.append(
+            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {high:.0f} that it is "
+            "known for"
+        )
+    middle = _quantile(use.at_arrival, 0.5)
+    if low > 4 and middle < IDLE * low:
+        return [
+            f"{fit.name}: some {middle} calls would be in flight, and it was never seen with fewer than "
+            f"{low:.0f}"
+        ], []
+    return [], warned
+
+
+def _quantile(counts: Sequence[int], p: float) -> int:
+    """The number in flight, a call itself counted, that the share `p` of arrivals does not exceed."""
+    wanted, seen = p * sum(counts), 0
+    for inside, count in enumerate(counts):
+        seen += count
+        if seen >= wanted:
+            return inside + 1
+    return len(counts)
