@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from profiler.prediction.quota import QuotaFinding
 from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.retries import RULES, RetryRule, observed_retries
-from profiler.prediction.servers import Calls, Finding, identify, service_times
+from profiler.prediction.servers import Calls, Finding, identify, in_flight, service_times
 from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, vendor
 from profiler.rundir import Run
@@ -36,6 +36,9 @@ UNEXPLAINED = 0.1
 _NO_SHORTFALL = ("limiter", "machine")
 """What a round may have without its calls being kept apart by the agent or its tools."""
 
+FEWEST_IN_TRIAL = 50
+"""Calls of a trial from which it counts as one that shows what a server does."""
+
 NEAR = 40
 """Calls of loops about as slow, of which one stands for a call that was refused."""
 
@@ -44,7 +47,10 @@ _LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
 
 @dataclass(frozen=True, slots=True)
 class ServerFit:
-    """A server, and what the recording shows of it. `calls` reached it, `refused` of them were."""
+    """A server, and what the recording shows of it. `calls` reached it, `refused` of them were.
+
+    `busiest`: in the busiest trial 5 % of the calls found so many in flight, or more; themselves counted.
+    """
 
     name: str
     tools: tuple[str, ...]
@@ -53,6 +59,7 @@ class ServerFit:
     refused: int
     refusal_ns: int
     retry_after_ns: int | None = None
+    busiest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,12 +308,20 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
         refused=int(np.count_nonzero(turned_away)),
         refusal_ns=int(np.median(lasting)) if lasting.size else 2_000_000,
         retry_after_ns=int(np.median(asked)) if asked.size * 2 > lasting.size else None,
+        busiest=_busiest(calls),
     )
     if rows.counted is None:
         return fit, service_times(calls, finding.rule)
     services = np.full(len(rows.started), -1, np.int64)
     services[rows.counted] = service_times(calls, finding.rule)
     return fit, services
+
+
+def _busiest(calls: Calls) -> int:
+    others = in_flight(calls)
+    found = [others[calls.group == group] for group in np.unique(calls.group)]
+    enough = [own for own in found if own.size >= FEWEST_IN_TRIAL] or [others]
+    return max((1 + int(np.quantile(own, 0.95)) for own in enough if own.size), default=0)
 
 
 def _server(fit: ServerFit) -> Server:

@@ -30,6 +30,12 @@ HELD_UP = 0.05
 BEYOND = 0.10
 """The share of arrivals that may find more in flight at a server than the recording knows of."""
 
+NEARLY = 1.15
+"""How many times as many calls as in the busiest trial a server is taken to treat like those."""
+
+SELDOM = 0.02
+"""A tool with fewer of the calls than this share decides no figure, whatever is known of it."""
+
 MENTIONED = 0.02
 """The same, from which it is said."""
 
@@ -131,7 +137,7 @@ def of_result(
     refused: list[str] = []
     warnings: list[str] = []
     for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
-        beyond, said = _of_server(fit, use)
+        beyond, said = _of_server(fitted, fit, use)
         refused += beyond
         warnings += said
     if fitted.cpu_ns is not None:
@@ -146,32 +152,32 @@ def of_result(
     return tuple(refused), tuple(warnings)
 
 
-def _of_server(fit: ServerFit, use: ServerUse) -> tuple[list[str], list[str]]:
+def _of_server(fitted: Fitted, fit: ServerFit, use: ServerUse) -> tuple[list[str], list[str]]:
     finding = fit.finding
     arrivals = sum(use.at_arrival)
     if not arrivals:
         return [], []
     warned = [f"{fit.name}: {text}" for text in finding.warnings]
     low, high = finding.seen
-    # Each call counts itself in what was seen.
+    # What a server does with a number in flight that was there all the time shows in the recording, whether
+    # or not the rule that would explain it can be told.
+    high = max(high, NEARLY * fit.busiest + 1)
     above = sum(count for inside, count in enumerate(use.at_arrival) if inside + 1 > high) / arrivals
     most = _quantile(use.at_arrival, 0.95)
     if finding.identified and finding.rule.kind not in ("none", "rate"):
         # What is known of a server that was taken past its capacity holds for any number of calls.
         return [], warned
-    if not finding.identified and finding.rule.kind != "none":
-        if above > MENTIONED or most > high:
-            return [f"{fit.name}: {finding.sentence}; up to {most} calls would be in flight"], []
-        return [f"{fit.name}: {finding.sentence}"], []
     if not finding.identified:
-        return [f"{fit.name}: {finding.sentence}"], []
+        text = f"{fit.name}: {finding.sentence}"
+        seldom = fit.tools and fit.calls < SELDOM * fitted.calls
+        return ([], [text]) if seldom else ([text], [])
     if above > BEYOND:
         return [
-            f"{fit.name}: up to {most} calls would be in flight, and nothing is known of it above {high:.0f}"
+            f"{fit.name}: up to {most} calls would be in flight, and nothing is known of it above {int(high)}"
         ], []
     if above > MENTIONED:
         warned.append(
-            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {high:.0f} that it is "
+            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {int(high)} that it is "
             "known for"
         )
     middle = _quantile(use.at_arrival, 0.5)
