@@ -32,15 +32,24 @@ SURE = 1.64
 LEAST = 0.05
 """A smaller standard deviation, in logarithms, is not worth telling."""
 MOST_ALIKE = 0.98
+ENOUGH = 25
+"""Pairs of calls from which two bins count as much as any two."""
+ROUNDS = 4
+"""Passes in which the mean over time is found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """`spread` is s, `persistence` r, `excess` the mean of what `without` could not take out of services."""
+    """`spread` is s, `persistence` r, `excess` the mean of what `without` could not take out of services.
+
+    `error` is the standard error of the mean pace of the recording, which may be that of a few fast spells or
+    slow ones.
+    """
 
     spread: float
     persistence: float
     excess: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class Services:
 
 
 class _Bins:
-    """Sums of logarithms by bin and by loop and bin, each group centred."""
+    """Sums of logarithms by bin and by loop and bin."""
 
     def __init__(self, services: Services) -> None:
         groups, index = np.unique(services.group, return_inverse=True)
@@ -62,8 +71,7 @@ class _Bins:
         inside = (services.started - first[index]) // BIN_NS
         span = int(inside.max(initial=0)) + 8  # bins of two groups are no neighbours
         self.place = index * span + inside
-        means = np.bincount(index, services.logs) / np.maximum(1, np.bincount(index))
-        logs = services.logs - means[index]
+        logs = services.logs - services.logs.mean()
         self.size = groups.size * span
         self.sums = np.bincount(self.place, logs, self.size)
         self.counts = np.bincount(self.place, minlength=self.size).astype(float)
@@ -90,9 +98,13 @@ class _Bins:
         used = np.flatnonzero(below > 0)
         if used.size < 2 * PARTS:
             return 0.0, math.inf
+        # Bins count alike once they have enough calls: most calls begin where servers are fast.
+        weight = np.zeros(above.size)
+        weight[used] = np.minimum(below[used], ENOUGH)
+        above[used] *= weight[used] / below[used]
         parts = np.array_split(used, PARTS)
-        value = above[used].sum() / below[used].sum()
-        weights = np.array([below[part].sum() for part in parts])
+        value = above[used].sum() / weight[used].sum()
+        weights = np.array([weight[part].sum() for part in parts])
         errors = np.array([above[part].sum() for part in parts]) - value * weights
         return float(value), float(np.sqrt((errors**2).sum() * PARTS / (PARTS - 1)) / weights.sum())
 
@@ -117,6 +129,21 @@ def without(services: Services, pace: Pace) -> tuple[Floats, Pace]:
     bins = _Bins(services)
     variance, keep = pace.spread**2, pace.persistence
     noise = max(1e-6, bins.variance - variance)
+    used = np.flatnonzero(bins.counts)
+    centre = 0.0
+    for _ in range(ROUNDS):
+        # More calls begin while servers are fast, and under heavy loads. What is drawn anew has no such
+        # weights, so that the mean over time is what must be 0, not the mean over calls.
+        means = _smoothed(bins, variance, keep, noise, centre)
+        centre += float(means[used].mean())
+    found = means[bins.place]
+    left = max(0.0, variance - float(np.var(found)))
+    alike = (1 + keep) / (1 - keep)
+    return found, Pace(pace.spread, keep, left / 2, math.sqrt(variance * alike / used.size))
+
+
+def _smoothed(bins: _Bins, variance: float, keep: float, noise: float, centre: float) -> Floats:
+    """The log of the pace in every bin, over that of `centre`."""
     mean, spread = 0.0, variance
     means, spreads, ahead_means, ahead_spreads = (np.zeros(bins.size) for _ in range(4))
     for place in range(bins.size):
@@ -124,16 +151,14 @@ def without(services: Services, pace: Pace) -> tuple[Floats, Pace]:
         count = bins.counts[place]
         if count:
             gain = spread / (spread + noise / count)
-            mean += gain * (bins.sums[place] / count - mean)
+            mean += gain * (bins.sums[place] / count - centre - mean)
             spread *= 1 - gain
         means[place], spreads[place] = mean, spread
         mean, spread = keep * mean, keep**2 * spread + (1 - keep**2) * variance
     for place in range(bins.size - 2, -1, -1):
         gain = spreads[place] * keep / max(1e-12, ahead_spreads[place + 1])
         means[place] += gain * (means[place + 1] - ahead_means[place + 1])
-    found = means[bins.place]
-    left = max(0.0, variance - float(np.var(found)))
-    return found, Pace(pace.spread, keep, left / 2)
+    return means
 
 
 class PaceDraws:
@@ -144,8 +169,9 @@ class PaceDraws:
         self._random = Random(seed)
         self._log = self._random.gauss(0.0, pace.spread)
         self._step = math.sqrt(1 - pace.persistence**2) * pace.spread
+        self._mean = self._random.gauss(0.0, pace.error) - pace.excess
         self._bin = 0
-        self._factor = math.exp(self._log - pace.excess)
+        self._factor = math.exp(self._log + self._mean)
 
     def factor(self, now_ns: int) -> float:
         """Of a time that is not before the last one that was asked for."""
@@ -154,7 +180,7 @@ class PaceDraws:
             for _ in range(min(place - self._bin, 1_000)):
                 self._log = self._pace.persistence * self._log + self._random.gauss(0.0, self._step)
             self._bin = place
-            self._factor = math.exp(self._log - self._pace.excess)
+            self._factor = math.exp(self._log + self._mean)
         return self._factor
 
 
