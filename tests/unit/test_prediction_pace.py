@@ -1,4 +1,4 @@
-"""How fast servers are from one moment to the next: found where it shows, taken out of services, drawn anew."""
+"""The pace of servers: found where it shows, taken out of services, drawn anew."""
 
 from __future__ import annotations
 
