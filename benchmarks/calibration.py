@@ -1,12 +1,16 @@
 """Whether a scenario written from a recording behaves as what was recorded.
 
     python -m benchmarks.calibration draws [--loops 1500]
+    python -m benchmarks.calibration loads [--loops 1500]
     python -m benchmarks.calibration runs --out DIRECTORY [--users 40] [--seconds 60] [--kind refuse]
 
 `draws` has no servers and no clock: recordings are made up of the shape of `tests/capacity_server.py` (heavy
 tails, calls of a loop and of a round correlated), a scenario is written from each, and what the emulator's
 tape draws is held against what was recorded. So it shows what fit and file lose, apart from all that a
 machine adds.
+
+`loads` puts both under load in virtual time (`profiler.prediction.engine`), with 20 calls at once of one tool
+refused, queued or shared beyond: as many agents as fill it, and twice as many.
 
 `runs` records that server at a quarter of the users and at all of them, past its capacity; writes the
 scenario; runs the same strategy on the emulator with as many users and with twice as many, and on the server
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import shutil
 import subprocess
 import sys
@@ -30,14 +35,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.prediction_servers import CLIENT, CLIENT_TOOL, ROOT, SHAPE, TOOLS
+from benchmarks.prediction_servers import CLIENT, CLIENT_TOOL, ROOT
+from profiler.emulator.tape import Tape
+from profiler.prediction.engine import SimulatedLoad, Trials, simulate
+from profiler.prediction.figures import Figures, figures_of
 from profiler.prediction.fit_parts import fit_of
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.scenario import written
+from profiler.prediction.servers import Rule
+from profiler.prediction.work import LoopWork, Server, System
 from profiler.rundir import RunDirectory
 from profiler.scenarios import parse_scenario
+from profiler.strategies import parse_strategy
 from tests.capacity_server import Shape, Tool
-from tests.shaped_records import drawn, made_up, run_of, true
+from tests.shaped_records import TOOLS as SHAPED
+from tests.shaped_records import drawn, drawn_work, made_up, run_of, true, true_work
 
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 GOALS = {"p50": 3.0, "p95": 3.0, "p99": 10.0, "refused": 2.0}
@@ -49,6 +61,29 @@ KINDS = {
     "quota": lambda most: ("--tool", "search=0.4,weight=2", "--quota", f"{60 * most}/{3 * most}"),
 }
 SEED = 1
+TOOLS = ("--tool", "fetch=0.25", "--tool", "store=0.1")
+SHAPE = (
+    *("--sigma", "0.8", "--loop-share", "0.2", "--round-share", "0.15"),
+    *("--rounds", "2-3", "--fan-out", "2-6"),
+    *("--first-token", "0.25", "--tokens", "40", "--tokens-per-second", "160"),
+)
+"""Heavy tails; calls of a loop and of a round have something in common."""
+
+
+def shape_of(of_loop: float, of_round: float) -> Shape:
+    """The work of `SHAPE`, with these shares of the variance of durations."""
+    return Shape(
+        seed=str(SEED),
+        tools=[Tool.parse(text) for text in ("search=0.4,weight=2", "fetch=0.25", "store=0.1")],
+        sigma=0.8,
+        loop_share=of_loop,
+        round_share=of_round,
+        rounds=(2, 3),
+        fan_out=(2, 6),
+        first_token=0.25,
+        tokens=40,
+        tokens_per_second=160,
+    )
 
 
 # Draws
@@ -56,22 +91,10 @@ SEED = 1
 
 def draws(loops: int, held_out: int = 10_000) -> None:
     """Print the table; the first of a line are the shares of loop and round in the calls' durations."""
-    tools = ("search=0.4,weight=2", "fetch=0.25", "store=0.1")
     print(f"{loops} loops recorded; {held_out:,} drawn. Error in % of what was recorded.")
     print(f"{'shares of loop, round':24}{'':8}" + "".join(f"{level:>8}" for level in LEVELS))
     for of_loop, of_round in ((0.0, 0.0), (0.2, 0.15), (0.5, 0.3)):
-        shape = Shape(
-            seed=str(SEED),
-            tools=[Tool.parse(text) for text in tools],
-            sigma=0.8,
-            loop_share=of_loop,
-            round_share=of_round,
-            rounds=(2, 3),
-            fan_out=(2, 6),
-            first_token=0.25,
-            tokens=40,
-            tokens_per_second=160,
-        )
+        shape = shape_of(of_loop, of_round)
         records = list(made_up(shape, loops))
         text = written(fit_of(fit_run(run_of(loops), records), records))
         recorded = true(shape, loops)
@@ -80,6 +103,52 @@ def draws(loops: int, held_out: int = 10_000) -> None:
             of = [np.quantile(one, list(LEVELS.values())) for one in (seconds, emulated.seconds[name])]
             errors = "".join(f"{100 * (b / a - 1):8.1f}" for a, b in zip(*of, strict=True))
             print(f"{f'{of_loop:g}, {of_round:g}':24}{name:8}{errors}", flush=True)
+
+
+# Loads
+
+
+class _Drawing:
+    """Any of the loops, whoever asks when."""
+
+    def __init__(self, loops: Sequence[LoopWork], seed: str) -> None:
+        self._loops, self._random = loops, random.Random(seed)
+
+    def __call__(self, now_ns: int, agent: int) -> LoopWork:
+        return self._random.choice(self._loops)
+
+
+def loads(loops: int, seconds: float = 4000.0) -> None:
+    """Print the table."""
+    shape = shape_of(0.2, 0.15)
+    records = list(made_up(shape, loops))
+    text = written(fit_of(fit_run(run_of(loops), records), records))
+    tape = Tape(parse_scenario(text, name="made", source="the scenario"), 0)
+    recorded = [true_work(shape, loop) for loop in range(loops)]
+    emulated = [drawn_work(tape, loop) for loop in range(4 * loops)]
+    gathered = parse_strategy("gathered")
+    print(f"{loops} loops recorded; {seconds:g} s of each load. Errors in %, of refusals in points.")
+    print(f"{'search':10}{'agents':>7}" + "".join(f"{name:>14}" for name in Figures._fields))
+    for kind in ("refuse", "queue", "share"):
+        servers = (
+            Server("fetch", Rule("none")),
+            Server("search", Rule(kind, 20)),
+            Server("store", Rule("none")),
+        )
+        system = System(SHAPED, servers, (0, 1, 2), Server("the model", Rule("none")))
+        for users in (30, 60):
+            load, trials = SimulatedLoad(users), Trials(seconds)
+            found = []
+            for work in (recorded, emulated):
+                drawing = _Drawing(work, f"{kind}/{users}")
+                run = simulate(system, gathered, load, drawing, trials)
+                found.append(figures_of(run, gathered, users))
+            cells = [
+                100 * (b - a if name in ("failure_rate", "refused_share") else b / a - 1 if a else 0.0)
+                for name, a, b in zip(Figures._fields, *found, strict=True)
+            ]
+            shown = "".join(f"{cell:14.1f}" for cell in cells)
+            print(f"{kind:10}{users:7}{shown}   ({found[0].refused_share:.1%} refused)", flush=True)
 
 
 # Runs
@@ -249,7 +318,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("draws", "runs", "report"))
+    parser.add_argument("what", choices=("draws", "loads", "runs", "report"))
     parser.add_argument("--out", type=Path, default=Path("calibration"))
     parser.add_argument("--loops", type=int, default=1500)
     parser.add_argument("--users", type=int, default=40)
@@ -258,6 +327,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.what == "draws":
         draws(arguments.loops)
+    elif arguments.what == "loads":
+        loads(arguments.loops)
     elif arguments.what == "runs":
         runs(arguments)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,20 +99,27 @@ class Cell:
     def name(self) -> str:
         return f"{self.strategy.replace('/', '-').replace(':', '-')}-{self.users}"
 
-    @property
-    def seed(self) -> int:
-        """Not the ladder's (1). On the emulator, strategies under one load do the same work."""
-        return 100 + round(10 * self.factor)
-
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of server. `scenario`: the emulator's; `arguments`: of `tests.capacity_server`."""
+    """A kind of server. `scenario`: the emulator's; `arguments`: of `tests.capacity_server`.
+
+    No two kinds share a seed: what one ladder happens to hold spoils the predictions of its kind alone.
+    """
 
     name: str
     cells: tuple[Cell, ...]
     scenario: str = ""
     arguments: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """Of the ladder."""
+        return zlib.crc32(self.name.encode()) % 10_000
+
+    def cell_seed(self, cell: Cell) -> int:
+        """Not the ladder's. On the emulator, strategies under one load do the same work."""
+        return 10_000 + self.seed + round(10 * cell.factor)
 
     def true(self) -> dict[str, object]:
         return asdict(self) | {"users": USERS, "levels": LEVELS, "capacity": CAPACITY}

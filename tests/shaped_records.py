@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from profiler.emulator.conversation import AUTO, Conversation, offer
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
+from profiler.prediction.scenario import OWN_CALL_SECONDS, OWN_REPLY_SECONDS
+from profiler.prediction.work import CallWork, LoopWork, RoundWork
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor, Load, Run, Trial, machine
 from profiler.scenarios import Scenario
@@ -80,20 +82,61 @@ def drawn(scenario: Scenario, loops: int, seed: int = 0) -> Drawn:
     return found
 
 
+TOOLS = ("fetch", "search", "store")
+
+
+def true_work(shape: Shape, loop: int) -> LoopWork:
+    """A loop of the shape, for `profiler.prediction.engine`."""
+    rounds = []
+    for index in range(1000):
+        seconds, tokens = shape.reply(str(loop), index)
+        calls = tuple(
+            CallWork(TOOLS.index(tool.name), int(shape.tool_seconds(tool, str(loop), index, place) * 1e9))
+            for place, tool in enumerate(shape.calls(str(loop), index))
+        )
+        rounds.append(RoundWork(int(seconds * 1e9), calls, output_tokens=tokens))
+        if not calls:
+            break
+    return LoopWork(tuple(rounds), cluster=loop)
+
+
+def drawn_work(tape: Tape, loop: int) -> LoopWork:
+    """A loop of the emulator, with what client and connection add."""
+    tools = offer({spec.name: dict(spec.parameters) for spec in tape.scenario.tools})
+    rounds: list[RoundWork] = []
+    made = 0
+    while True:
+        talk = Conversation("m", False, False, tools, AUTO, True, len(rounds), made, None, [], None)
+        places = tape.places(talk, loop)
+        pace = tape.pace(*(places[0] if places else Place(loop, tape.rounds(loop), 0)))
+        planned = tape.calls(places, tools, AUTO) if places else []
+        calls = tuple(
+            CallWork(
+                TOOLS.index(call.name),
+                int((tape.duration(call.place, call.name) + OWN_CALL_SECONDS) * 1e9),
+            )
+            for call in planned
+        )
+        rounds.append(RoundWork(int(((pace.whole or 0.0) + OWN_REPLY_SECONDS) * 1e9), calls))
+        made += len(places)
+        if not places:
+            return LoopWork(tuple(rounds), cluster=loop)
+
+
 def made_up(shape: Shape, loops: int, first: int = 0) -> Iterator[LoopRecord]:
     """Records of loops one after another."""
     for number in range(first, first + loops):
         started = at = number * GAP_NS
         rounds = []
         for index in range(1000):
-            seconds, tokens = shape.reply(number, index)
+            seconds, tokens = shape.reply(str(number), index)
             replied = at + int(seconds * 1e9)
             model = ModelCall("openai", "m", at, replied, input_tokens=100, output_tokens=tokens)
-            asked = shape.calls(number, index)
+            asked = shape.calls(str(number), index)
             calls, ended = [], replied
             for place, tool in enumerate(asked):
                 begun = ended
-                ended = begun + int(shape.tool_seconds(tool, number, index, place) * 1e9)
+                ended = begun + int(shape.tool_seconds(tool, str(number), index, place) * 1e9)
                 calls.append(
                     ToolCall(f"c{place}", tool.name, replied, begun, started_ns=begun, ended_ns=ended)
                 )

@@ -41,7 +41,7 @@ from profiler.emulator.http1 import Ending, Exchange, HttpReply, Payload
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.openai_requests import envelope
 from profiler.emulator.places import Handed, Outstanding, Places
-from profiler.emulator.replies import Reply
+from profiler.emulator.replies import Reply, in_order
 from profiler.emulator.tape import Tape
 from profiler.limits.token_bucket import QuotaState
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
@@ -64,9 +64,6 @@ _MOST_MODEL = 256
 
 _MAX_KEYS = 10_000
 """The most entries that clients can add to a dictionary: quotas by API key, attempts by place."""
-
-_UNBOUNDED = 1 << 62
-"""Frames whose tokens are not cut off at those of the reply."""
 
 _DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-5-5", "claude-haiku-5-5")
 
@@ -456,25 +453,20 @@ class ModelService:
             frames = frames[:half]
             if kind == "stream_error":
                 frames.append((frames[-1][0], error_frame(wire.name, half)))
+        if pace.whole is not None or written != said.output_tokens:
+            frames = in_order(frames, written)
         # Scaled so that an answer takes the tape's time whatever its length; reasoning is as long as it is.
         thought = said.reasoning_tokens
         scale = timed_tokens / max(1, written - thought)
-        most = written if written != said.output_tokens or pace.whole is not None else _UNBOUNDED
         timed: list[tuple[int, Payload]] = [
             (
                 first_ns
-                + int(per_token_ns * (min(tokens, thought) + max(0, min(tokens, most) - thought) * scale))
+                + int(per_token_ns * (min(tokens, thought) + max(0, tokens - thought) * scale))
                 + (held_ns if n >= after else 0),
                 payload,
             )
             for n, (tokens, payload) in enumerate(frames)
         ]
-        if pace.whole is not None:
-            # A reply may say that it had fewer tokens than it has: its parts stay in order all the same.
-            latest = first_ns
-            for n, (due_ns, payload) in enumerate(timed):
-                latest = max(latest, due_ns)
-                timed[n] = (latest, payload)
         exchange.send(
             HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
         )

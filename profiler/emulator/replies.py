@@ -16,6 +16,16 @@ Frame = tuple[int, bytes]
 """An SSE frame and the number of output tokens that come before it."""
 
 
+def in_order(frames: list[Frame], written: int) -> list[Frame]:
+    """The frames of a reply with `written` tokens which says that it had another number: none comes before
+    the ones before it, nor after all that was written."""
+    latest, ordered = 0, []
+    for tokens, payload in frames:
+        latest = max(latest, min(tokens, written))
+        ordered.append((latest, payload))
+    return ordered
+
+
 class Frames(NamedTuple):
     """The frames of a stream; those from number `held` on come after a tool of the server's own."""
 

@@ -102,6 +102,7 @@ class Tape:
         self._cached, self._written = sampler(model.cached_share), sampler(model.cache_written_share)
         self._reasoning = None if model.reasoning_tokens is None else whole(model.reasoning_tokens, least=0)
         self._common = _Common(scenario)
+        self._size = self._common.size
         self._by_round = [whole(one, least=1) for one in scenario.loop.fan_out_by_round]
         self._reply = None if model.duration is None else sampler(model.duration)
         self._input = None if model.input_tokens is None else whole(model.input_tokens, least=0)
@@ -126,18 +127,20 @@ class Tape:
     def rounds(self, loop: int) -> int:
         """Rounds with calls; the answer comes after them."""
         stream = self._key(loop, _ROUNDS)
-        if self._common.size is None:
+        if self._size is None:
             return self._rounds(stream)
-        return max(0, round(self._common.size(self._factor(loop), stream, None)))
+        return max(0, round(self._size(self._factor(loop), stream, None)))
 
     def fan_out(self, loop: int, round_: int) -> int:
         """Calls of a round; 1 beyond the tape's end, for clients that insist on a call."""
         if round_ >= self.rounds(loop):
             return 1
         stream = key(self._key(loop, _FAN_OUT), round_)
-        if self._common.size is not None:
-            return max(1, round(self._common.size(self._factor(loop), stream, round_)))
-        return (self._by_round[round_] if round_ < len(self._by_round) else self._fan_out)(stream)
+        if self._size is not None:
+            return max(1, round(self._size(self._factor(loop), stream, round_)))
+        if round_ < len(self._by_round):
+            return self._by_round[round_](stream)
+        return self._fan_out(stream)
 
     def places(self, talk: Conversation, loop: int) -> list[Place]:
         """The calls that the next response makes; empty when it is the answer."""
@@ -176,12 +179,11 @@ class Tape:
         deal = self._key(loop, _DEAL)
         planned: list[PlannedCall] = []
         weights = self._weights([names[n] for n in indices], places[0].round) if self._weighted else None
-        index = -1
+        index, same = -1, self._same_tool
         for place in places:
             at = place.round << 12 | place.call
             draws = Draws(key(stream, at))
             drawn = indices[draws.below(len(indices)) if weights is None else _weighted(draws, weights)]
-            same = self._same_tool
             if not same or index < 0 or Draws(key(self._key(loop, _SAME), at)).random() >= same:
                 index = drawn
             # Dealt numbers differ within a loop of ordinary size, so no city is asked for twice.

@@ -23,6 +23,7 @@ from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Togethe
 from profiler.limits.refusals import Holdback
 from profiler.limits.spec import LaneKey, lanes_of
 from profiler.limits.spec import Rule as LimitRule
+from profiler.prediction.pace import PaceDraws
 from profiler.prediction.quota import Announced, QuotaFinding
 from profiler.prediction.retries import RetryRule
 from profiler.prediction.work import CallWork, LoopWork, Server, System
@@ -158,11 +159,26 @@ class _Clock:
 class _Server:
     """Serves every job at once."""
 
-    __slots__ = ("clock", "inside", "server", "tokens", "tokens_at", "use")
+    __slots__ = (
+        "capacity",
+        "clock",
+        "inside",
+        "over",
+        "pace",
+        "rate",
+        "server",
+        "tokens",
+        "tokens_at",
+        "use",
+    )
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
         self.clock = clock
+        self.pace = pace
         self.server = server
+        self.capacity = server.rule.capacity or 1
+        self.rate = server.rule.rate
+        self.over = self.end  # bound once: it is pushed with every job
         self.inside = 0
         self.use = ServerUse()
         self.tokens = 0.0
@@ -171,17 +187,18 @@ class _Server:
     def arrive(self, job: _Job) -> None:
         use, inside = self.use, self.inside
         use.arrived += 1
-        seen = use.at_arrival
-        while len(seen) <= inside:
-            seen.append(0)
-        seen[inside] += 1
-        rate = self.server.rule.rate
-        if rate is not None:
-            wait_ns = self._take(rate)
+        try:
+            use.at_arrival[inside] += 1
+        except IndexError:
+            use.at_arrival += [0] * (inside - len(use.at_arrival)) + [1]
+        if self.rate is not None:
+            wait_ns = self._take(self.rate)
             if wait_ns:
                 asked = self.server.retry_after_ns
                 self.refuse(job, asked if asked is None or asked else wait_ns)
                 return
+        if self.pace is not None:
+            job.service_ns = int(job.service_ns * self.pace.factor(self.clock.now))
         if self.take(job):
             self.inside += 1
             use.work_ns += job.service_ns
@@ -190,8 +207,14 @@ class _Server:
 
     def take(self, job: _Job) -> bool:
         """Serve the job now or later; False: it is refused."""
-        self.clock.at(self.clock.now + job.service_ns, self.end, job)
+        self.serve(job)
         return True
+
+    def serve(self, job: _Job) -> None:
+        """Serve the job from now on, at full speed."""
+        clock = self.clock  # `at`, written out where most events are made
+        clock.made = number = clock.made + 1
+        heappush(clock.heap, (clock.now + job.service_ns, number, self.over, job))
 
     def end(self, job: _Job) -> None:
         self.inside -= 1
@@ -223,9 +246,9 @@ class _Refusing(_Server):
     __slots__ = ()
 
     def take(self, job: _Job) -> bool:
-        if self.inside >= (self.server.rule.capacity or 1):
+        if self.inside >= self.capacity:
             return False
-        self.clock.at(self.clock.now + job.service_ns, self.end, job)
+        self.serve(job)
         return True
 
 
@@ -234,15 +257,15 @@ class _Queueing(_Server):
 
     __slots__ = ("waiting",)
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
-        super().__init__(clock, server)
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
+        super().__init__(clock, server, pace)
         self.waiting: deque[_Job] = deque()
 
     def take(self, job: _Job) -> bool:
-        rule = self.server.rule
-        if self.inside < (rule.capacity or 1):
-            self.clock.at(self.clock.now + job.service_ns, self.end, job)
-        elif rule.queue is not None and len(self.waiting) >= rule.queue:
+        most = self.server.rule.queue
+        if self.inside < self.capacity:
+            self.serve(job)
+        elif most is not None and len(self.waiting) >= most:
             return False
         else:
             self.waiting.append(job)
@@ -251,8 +274,7 @@ class _Queueing(_Server):
     def end(self, job: _Job) -> None:
         self.inside -= 1
         if self.waiting:
-            after = self.waiting.popleft()
-            self.clock.at(self.clock.now + after.service_ns, self.end, after)
+            self.serve(self.waiting.popleft())
         job.answered(False, None)
 
 
@@ -265,8 +287,8 @@ class _Sharing(_Server):
 
     __slots__ = ("at", "due", "ends", "number", "served")
 
-    def __init__(self, clock: _Clock, server: Server) -> None:
-        super().__init__(clock, server)
+    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
+        super().__init__(clock, server, pace)
         self.served = 0.0
         self.at = 0
         self.ends: list[tuple[float, int, _Job]] = []
@@ -276,7 +298,7 @@ class _Sharing(_Server):
     def _advance(self) -> float:
         """Bring `served` to now; returns the speed."""
         jobs = len(self.ends)
-        capacity = self.server.rule.capacity or 1
+        capacity = self.capacity
         speed = 1.0 if jobs <= capacity else capacity / jobs
         now = self.clock.now
         self.served += (now - self.at) * speed
@@ -287,7 +309,7 @@ class _Sharing(_Server):
         jobs = len(self.ends)
         if not jobs:
             return
-        capacity = self.server.rule.capacity or 1
+        capacity = self.capacity
         left = max(0.0, self.ends[0][0] - self.served)
         due = self.clock.now + int(left if jobs <= capacity else left * jobs / capacity) + 1
         if due < self.due:  # else the earlier event looks again
@@ -339,13 +361,16 @@ class _Lane:
     def enter(self, call: _Call) -> None:
         now = self.clock.now
         queue = self.queue
-        if not queue and self.limiter.wait_ns(now, ONE) == 0:
-            call.tickets.append(self.limiter.enter(now, ONE))
-            call.go_on()
-            return
+        limiter = self.limiter
+        if not queue:
+            wait_ns = limiter.wait_ns(now, ONE)
+            if not wait_ns:
+                call.tickets.append(limiter.enter(now, ONE))
+                call.go_on()
+                return
+            if wait_ns < UNTIL_RELEASE:
+                self._look_at(now + wait_ns)
         queue.append(call)
-        if len(queue) == 1:
-            self.admit()
 
     def leave(self, ticket: Any, signal: Signal, used: dict[str, float] | None = None) -> None:
         self.limiter.leave(self.clock.now, ticket, signal, used)
@@ -357,15 +382,18 @@ class _Lane:
         while queue:
             wait_ns = limiter.wait_ns(now, ONE)
             if wait_ns:
-                due = now + wait_ns
-                # One timer is enough: an earlier one looks again.
-                if wait_ns < UNTIL_RELEASE and due < self.due:
-                    self.due = due
-                    self.clock.at(due, self._fire, due)
+                if wait_ns < UNTIL_RELEASE:
+                    self._look_at(now + wait_ns)
                 return
             call = queue.popleft()
             call.tickets.append(limiter.enter(now, ONE))
             call.go_on()
+
+    def _look_at(self, due: int) -> None:
+        """Look at the queue then; one timer is enough, since an earlier one looks again."""
+        if due < self.due:
+            self.due = due
+            self.clock.at(due, self._fire, due)
 
     def _fire(self, due: int) -> None:
         if due == self.due:
@@ -381,6 +409,7 @@ class _Process:
         "held",
         "holdbacks",
         "lanes",
+        "of_tools",
         "paths",
         "random",
         "rules",
@@ -395,6 +424,7 @@ class _Process:
         self.random = draw
         self.lanes: dict[LaneKey, _Lane] = {}
         self.paths: dict[tuple[str, str, str], tuple[_Lane, ...]] = {}
+        self.of_tools: list[tuple[_Lane, ...]] = []  # where agents share all lanes
         self.holdbacks: dict[int, Holdback] = {}
         self.held = False
         self.slots = 0
@@ -432,26 +462,35 @@ class _Call:
 
     __slots__ = ("failed", "lanes", "loop", "place", "service_ns", "step", "tickets", "tool")
 
+    lanes: tuple[_Lane, ...]
+    tickets: list[Any]
+
     def __init__(self, loop: _Loop, work: CallWork, place: int) -> None:
         self.loop = loop
         self.tool = work.tool
         self.service_ns = work.service_ns
         self.failed = work.failed
         self.place = place
-        self.step = 0
-        self.tickets: list[Any] = []
 
     def begin(self, _: Any = None) -> None:
         """It is handed to the strategy."""
         loop = self.loop
         simulation = loop.simulation
         if not simulation.limited:
-            simulation.servers[simulation.server_of[self.tool]].arrive(self)
+            simulation.of_tools[self.tool].arrive(self)
             return
-        tool = self.tool
-        names = simulation.names[tool]
-        self.lanes = loop.process.path(*names, loop.agent.name if simulation.by_agent else "")
-        self.hold()
+        process, tool = loop.process, self.tool
+        self.tickets = []
+        self.lanes = lanes = (
+            process.path(*simulation.names[tool], loop.agent.name)
+            if simulation.by_agent
+            else process.of_tools[tool]
+        )
+        if process.held or not lanes:
+            self.hold()
+        else:
+            self.step = 1
+            lanes[0].enter(self)
 
     def hold(self, waited: bool = False) -> None:
         """Wait as long as a server asked calls of this tool to; then queue."""
@@ -470,24 +509,27 @@ class _Call:
 
     def go_on(self) -> None:
         """Enter the next lane, or start."""
-        step = self.step
+        step, loop = self.step, self.loop
         if step < len(self.lanes):
             self.step = step + 1
             self.lanes[step].enter(self)
             return
-        process = self.loop.process
+        process = loop.process
         if process.held:
             holdback = process.holdbacks.get(self.tool)
             if holdback is not None and holdback.is_closed(process.clock.now):
                 self._leave("unknown", NOTHING)
                 self.hold()
                 return
-        simulation = self.loop.simulation
-        simulation.servers[simulation.server_of[self.tool]].arrive(self)
+        loop.simulation.of_tools[self.tool].arrive(self)
 
     def _leave(self, signal: Signal, used: dict[str, float] | None) -> None:
-        tickets, self.tickets = self.tickets, []
-        for lane, ticket in zip(self.lanes, tickets, strict=True):
+        lanes, tickets = self.lanes, self.tickets
+        if len(lanes) == 1:
+            lanes[0].leave(tickets.pop(), signal, used)
+            return
+        self.tickets = []
+        for lane, ticket in zip(lanes, tickets, strict=True):
             lane.leave(ticket, signal, used)
 
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
@@ -534,7 +576,6 @@ class _Loop:
         if self.round == len(self.work.rounds):
             self._end(not self.work.failed)
             return
-        self.service_ns = self.work.rounds[self.round].service_ns
         self.tries = 0
         self.ask()
 
@@ -543,8 +584,9 @@ class _Loop:
         self.tries += 1
         simulation = self.simulation
         model, quota = simulation.model, simulation.quota
+        work = self.work.rounds[self.round]
+        self.service_ns = work.service_ns
         if quota is not None:
-            work = self.work.rounds[self.round]
             refusal = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
             if refusal is not None:
                 model.use.arrived += 1
@@ -580,11 +622,10 @@ class _Loop:
             return
         clock = self.simulation.clock
         for place, work in enumerate(calls):
-            call = _Call(self, work, place)
             if work.after_ns:
-                clock.at(clock.now + work.after_ns, call.begin)
+                clock.at(clock.now + work.after_ns, _Call(self, work, place).begin)
             else:
-                call.begin()
+                _Call(self, work, place).begin()
 
     def call_ended(self, call: _Call) -> None:
         self.open -= 1
@@ -748,18 +789,23 @@ class _Simulation:
         self.names = [
             (tool, system.mcp[place] if system.mcp else "") for place, tool in enumerate(system.tools)
         ]
-        self.server_of = system.server_of
         self.sequential = strategy.kind == "sequential"
         self.limited = bool(strategy.rules)
         self.by_agent = any(rule.scope == "agent" for rule in strategy.rules)
+        paces = ((system.pace, "tools"), (system.model_pace, "model"))
+        self.pace, self.model_pace = (
+            None if pace is None else PaceDraws(pace, f"{seed}/pace/{name}") for pace, name in paces
+        )
         self.uses = [ServerUse() for _ in (*system.servers, system.model)]
         self._start_anew()
 
     def _start_anew(self) -> None:
         """Servers and limiters without anything inside."""
         self.under_way: set[_Loop] = set()
-        self.servers = [_SERVERS[one.rule.kind](self.clock, one) for one in self.system.servers]
-        self.model = _SERVERS[self.system.model.rule.kind](self.clock, self.system.model)
+        system = self.system
+        self.servers = [_SERVERS[one.rule.kind](self.clock, one, self.pace) for one in system.servers]
+        self.of_tools = [self.servers[place] for place in self.system.server_of]
+        self.model = _SERVERS[system.model.rule.kind](self.clock, system.model, self.model_pace)
         load = self.load
         part = load.workers if load.share_limit else 1
         self.processes = [
@@ -769,6 +815,8 @@ class _Simulation:
         for number, process in enumerate(self.processes):
             most = load.max_in_flight
             process.slots = -1 if most is None else share(most, number, load.workers)
+            if self.limited and not self.by_agent:
+                process.of_tools = [process.path(*names, "") for names in self.names]
 
     def trial(self, block: int, trials: Trials) -> TrialResult:
         """Run one trial to the end of its drain."""

@@ -22,7 +22,7 @@ from profiler.prediction.fit import (
     ToolFit,
 )
 from profiler.prediction.fit_columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
-from profiler.prediction.fitting import Fitted, ServerFit, refused
+from profiler.prediction.fitting import LOAD_STATUSES, MODEL, Fitted, ServerFit, refused, server_of
 from profiler.prediction.quota import QuotaFinding
 from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.work import LoopWork
@@ -45,8 +45,9 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
         else None
     )
     calls, replies = CallColumns.of(fitted), ReplyColumns.of(fitted)
+    took = _refusals(records)
     tools = _tools(fitted, calls, records)
-    model, tokens_known = _model(fitted, replies)
+    model, tokens_known = _model(fitted, replies, took.get(MODEL))
     quotas = (
         ()
         if finding is None
@@ -65,7 +66,7 @@ def fit_of(fitted: Fitted, records: Iterable[LoopRecord] = ()) -> Fit:
     return Fit(
         source=_source(fitted),
         tools=tools,
-        servers=tuple(_rule(fitted, place, one) for place, one in enumerate(fitted.servers)),
+        servers=tuple(_rule(place, one, took.get(one.name)) for place, one in enumerate(fitted.servers)),
         model=model,
         shape=_shape(fitted, calls, replies),
         client=_client(fitted),
@@ -218,15 +219,33 @@ def _mix(calls: CallColumns, mine: NDArray[np.bool_], tools: int) -> Floats:
     return mix
 
 
-def _rule(fitted: Fitted, place: int, fit: ServerFit) -> ServerRule:
+def _refusals(records: Sequence[LoopRecord]) -> dict[str, float]:
+    """By server, seconds of a refusal. A busy client sees most of them late, so that the median would be its
+    own time: what a tenth of them stay below is the server's."""
+    took: dict[str, list[int]] = defaultdict(list)
+    for record in records:
+        for one in record.rounds:
+            took[MODEL] += [
+                tried.ended_ns - tried.started_ns
+                for tried in one.model.attempts
+                if tried.status in LOAD_STATUSES
+            ]
+            for call in one.tool_calls:
+                if call.started_ns is not None and refused(call):
+                    last = call.attempts[-1] if call.attempts else call
+                    took[server_of(call)].append(last.ended_ns - (last.started_ns or 0))
+    return {name: float(np.quantile(values, 0.1)) / 1e9 for name, values in took.items() if values}
+
+
+def _rule(place: int, fit: ServerFit, refusal: float | None = None) -> ServerRule:
     name = fit.name
     if name.endswith("/*"):
         # What users call an MCP server may be a host.
         name = f"server {place + 1}"
-    return _server_rule(fit, name)
+    return _server_rule(fit, name, refusal)
 
 
-def _server_rule(fit: ServerFit, name: str) -> ServerRule:
+def _server_rule(fit: ServerFit, name: str, refusal: float | None) -> ServerRule:
     rule, finding = fit.finding.rule, fit.finding
     return ServerRule(
         name=name,
@@ -241,13 +260,13 @@ def _server_rule(fit: ServerFit, name: str) -> ServerRule:
         queue=rule.queue,
         rate=None if rule.rate is None else _round(rule.rate),
         burst=None if rule.burst is None else _round(rule.burst),
-        refusal_seconds=_round(fit.refusal_ns / 1e9) if fit.refused else None,
+        refusal_seconds=None if refusal is None else _round(refusal),
         retry_after=None if fit.retry_after_ns is None else _round(fit.retry_after_ns / 1e9),
         warnings=finding.warnings,
     )
 
 
-def _model(fitted: Fitted, replies: ReplyColumns) -> tuple[ModelFit, float]:
+def _model(fitted: Fitted, replies: ReplyColumns, refusal: float | None) -> tuple[ModelFit, float]:
     """The model, and the share of replies that said how many tokens they had."""
     seconds, weight = replies.seconds, replies.weight
     streamed, counted, asked = replies.first > 0, replies.output > 0, replies.input > 0
@@ -255,7 +274,7 @@ def _model(fitted: Fitted, replies: ReplyColumns) -> tuple[ModelFit, float]:
     timed = streamed & (replies.output > 1)
     dependence = _dependence(replies)
     return ModelFit(
-        server=_server_rule(fitted.model, "model"),
+        server=_server_rule(fitted.model, "model", refusal),
         seconds=table(seconds, weight),
         first_token=table(replies.first[streamed], weight[streamed]) if streamed.sum() >= enough else None,
         per_token=table((seconds - replies.first)[timed] / (replies.output[timed] - 1), weight[timed])
@@ -354,7 +373,7 @@ def _unknown(
     said = []
     places = sorted(range(len(fitted.servers)), key=lambda place: -fitted.servers[place].calls)
     for place in places:
-        server, name = fitted.servers[place], _rule(fitted, place, fitted.servers[place]).name
+        server, name = fitted.servers[place], _rule(place, fitted.servers[place]).name
         shown = place in places[:MOST_TOOLS_FINE]
         if shown and (not server.finding.identified or server.finding.rule.kind == "none"):
             said.append(f"{name}: {server.finding.sentence}")
@@ -363,7 +382,13 @@ def _unknown(
         said.append(f"what {len(places) - MOST_TOOLS_FINE} servers that were called less do under more load")
     if not fitted.model.finding.identified or fitted.model.finding.rule.kind == "none":
         said.append(f"the model: {fitted.model.finding.sentence}")
-    said += [f"the model: {warning}" for warning in fitted.model.finding.warnings]
+    # Quotas explain what the number of requests in flight and their rate do not.
+    explained = finding is not None and any(one.met for one in finding.limits)
+    said += [
+        f"the model: {warning}"
+        for warning in fitted.model.finding.warnings
+        if not (explained and "refused" in warning)
+    ]
     rare = [tool.name for tool in tools if tool.seconds.count < 1000]
     if rare:
         names = ", ".join(rare[:MOST_TOOLS_FINE]) + (" and others" if len(rare) > MOST_TOOLS_FINE else "")

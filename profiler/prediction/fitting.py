@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from profiler.prediction.pace import Pace, Services, joined, pace_of, without
 from profiler.prediction.quota import QuotaFinding
 from profiler.prediction.quotas import fit_quotas
 from profiler.prediction.retries import RULES, RetryRule, observed_retries
@@ -149,8 +150,19 @@ def refused(call: ToolCall) -> bool:
     return call.error_type in _LOAD_ERRORS or call.error_type == "busy"
 
 
-def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0, invalid: Sequence[str] = ()) -> Fitted:
-    """The recording as what can be run again; `invalid`: why its own figures are not to be trusted."""
+def fit_run(
+    run: Run,
+    records: Iterable[LoopRecord],
+    *,
+    seed: int = 0,
+    invalid: Sequence[str] = (),
+    recorded_order: bool = False,
+) -> Fitted:
+    """The recording as what can be run again; `invalid`: why its own figures are not to be trusted.
+
+    In `recorded_order` loops keep the pace that the servers had when they ran; else it is taken out of them,
+    and drawn anew.
+    """
     given = [(place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns]
     every = [record for _, record in given]
     tools: dict[str, _Rows] = {}
@@ -179,6 +191,10 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0, invalid: 
     if quota.limits and quota.unexplained <= UNEXPLAINED * max(1, quota.refused):
         model.without_refusals()  # the quota's: they say nothing about the load that the server can take
     of_model, model_service = _fit_server(MODEL, (), model, seed)
+    pace, model_pace = None, None
+    if not recorded_order:
+        pace = _take_out_pace([(tools[fit.name], services[fit.name]) for fit in fits])
+        model_pace = _take_out_pace([(model, model_service)])
     names = sorted({tool for fit in fits for tool in fit.tools})
     place_of = {name: place for place, name in enumerate(names)}
     server_place = {tool: place for place, fit in enumerate(fits) for tool in fit.tools}
@@ -191,6 +207,8 @@ def fit_run(run: Run, records: Iterable[LoopRecord], *, seed: int = 0, invalid: 
             fit.name.removesuffix("/*") if fit.name.endswith("/*") else ""
             for fit in (fits[server_place[name]] for name in names)
         ),
+        pace=pace,
+        model_pace=model_pace,
     )
     stand_ins = _StandIns(services, tools, random.Random(f"{seed}/fill"))
     loops: list[LoopWork] = []
@@ -315,6 +333,31 @@ def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tu
     services = np.full(len(rows.started), -1, np.int64)
     services[rows.counted] = service_times(calls, finding.rule)
     return fit, services
+
+
+def _take_out_pace(servers: Sequence[tuple[_Rows, Ints]]) -> Pace | None:
+    """The pace of these servers together, which is taken out of their services in place."""
+    parts, known = [], []
+    for rows, service in servers:
+        places = np.flatnonzero(service > 0)
+        typical = float(np.median(service[places])) if places.size else 1.0
+        started, group, loop = (
+            np.array(column, np.int64)[places] for column in (rows.started, rows.group, rows.loop)
+        )
+        parts.append(Services(started, group, loop, np.log(service[places] / max(1.0, typical))))
+        known.append(places)
+    if not sum(part.started.size for part in parts):
+        return None
+    together = joined(parts)
+    pace = pace_of(together)
+    if pace is None:
+        return None
+    logs, pace = without(together, pace)
+    begun = 0
+    for (_, service), places in zip(servers, known, strict=True):
+        service[places] = np.maximum(1, service[places] / np.exp(logs[begun : begun + places.size]))
+        begun += places.size
+    return pace
 
 
 def _busiest(calls: Calls) -> int:

@@ -99,7 +99,7 @@ def correlation(fit: Fit) -> dict[str, float]:
     common = fit.shape.common
     loop = min(0.95, max(0.0, common.loop))
     round_ = min(0.99 - loop, max(0.0, common.round - loop))
-    size, model = 0.0, common.model_loop
+    size, model = 0.0, max(0.0, common.model_loop)
     if loop >= _LEAST_LOOP:
         size = math.copysign(min(0.9, common.size**2 / loop), common.size)
         model = math.copysign(min(0.9, common.model_calls**2 / loop), common.model_calls)

@@ -40,7 +40,7 @@ from profiler.statistics.quantiles import Floats
 from profiler.statistics.table import Ints
 from profiler.strategies import StrategySpec
 
-CALLS = 100_000
+CALLS = 60_000
 """Tool calls that are simulated in all, which bounds the time; each simulation has its part of them."""
 FEWEST_CALLS_EACH = 1_000
 """The least part."""
@@ -60,7 +60,10 @@ FEWEST_SEEN = 5
 LOAD_FACTORS = (1.5, 2.0)
 LIMIT_FACTORS = (2.0, 0.5)
 
-_PARTS = 40
+_PARTS = 16
+"""Stretches of time that are resampled: long ones, since the waits of a busy system go on for long."""
+_WIDER = 1.1
+"""By so much Student's t with that many parts is wider than the normal distribution that resamples follow."""
 _RESAMPLES = 200
 _BAND = (0.05, 0.95)
 
@@ -171,7 +174,7 @@ def what_if(
             unknown.append(NotEstimated(strategy, load, None, why))
     if not known:
         return WhatIf((), tuple(unknown))
-    fitted = fit_run(run, every)
+    fitted = fit_run(run, every, recorded_order=True)
     works = dict(zip(fitted.places, fitted.loops, strict=True))
     simulations = sum(1 + len(_changes(run.strategy(strategy), tools)) for strategy, _ in known)
     part = max(FEWEST_CALLS_EACH, CALLS // simulations)
@@ -465,7 +468,7 @@ class _Group:
         drawn = drawn[np.isfinite(drawn)]
         low, high = 0.0, 0.0
         if drawn.size:
-            low, high = (np.quantile(drawn, _BAND) - np.median(drawn)) * math.sqrt(2)
+            low, high = (np.quantile(drawn, _BAND) - np.median(drawn)) * _WIDER * math.sqrt(2)
         slower = 1.0 if worst is None else max(1.0, worst.quantile(p) / changed.quantile(p))
         seconds = estimate / 1e9
         return Estimated(before / 1e9, seconds, seconds * math.exp(low), seconds * math.exp(high) * slower)

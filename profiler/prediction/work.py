@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from profiler.prediction.pace import Pace
 from profiler.prediction.servers import Rule
 
 
@@ -88,6 +89,7 @@ class System:
     """What the agents call. `server_of` is the place in `servers` of each tool's server.
 
     `mcp` is the name of the MCP server of each tool (empty: of none), by which limits of scope `server` go.
+    `pace` is that of all tools together, `model_pace` the model's; None: they are always as fast.
     """
 
     tools: tuple[str, ...]
@@ -95,3 +97,5 @@ class System:
     server_of: tuple[int, ...]
     model: Server
     mcp: tuple[str, ...] = ()
+    pace: Pace | None = None
+    model_pace: Pace | None = None

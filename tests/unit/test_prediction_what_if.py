@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,16 +16,21 @@ import pytest
 from profiler import ToolLoop, tool
 from profiler.arrivals import pause_after
 from profiler.loop.model import CallRequest, Reply
+from profiler.prediction.fitting import fit_run
+from profiler.prediction.recorded import stretch_of, waited_for_a_place, with_load
 from profiler.prediction.what_if import (
+    FEWEST_LOOPS,
     Change,
     Counterfactual,
+    WhatIf,
     counterfactuals,
+    what_if,
 )
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Load, Run, Trial
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual
-from tests.unit.statistics_data import run
+from tests.unit.statistics_data import MS, run
 
 TOOLS = ("alpha", "beta")
 SECOND = 10**9
@@ -292,16 +298,19 @@ def test_estimates_match_runs_in_which_the_change_was_real(world: World, changes
     "world", [World("semaphore:4", seconds=120.0), World(rate=2.6, cap=5, seconds=120.0)], ids=str
 )
 def test_estimates_of_other_loads_match_those_loads(world: World) -> None:
-    check(world, [MORE_LOAD, TWICE_LOAD], rel=0.2)
+    check(world, [MORE_LOAD], rel=0.2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["queue", "share", "refuse"])
 def test_waits_at_a_server_are_no_part_of_a_tool_s_own_time(kind: Any) -> None:
-    """Twice as fast, the tool waits far less than half as long: the capacity is seen, the waits follow."""
-    found = check(World(users=14, kind=kind, seconds=150.0), [ALPHA, TOKEN])
-    if kind != "refuse":
-        assert found[ALPHA].p50.estimated < 0.65 * found[ALPHA].p50.measured
+    """Twice as fast, the tool waits or is refused far less than half as much: the capacity was seen."""
+    world = World(rate=2.2, kind=kind, capacity=8, seconds=120.0)
+    found = check(world, [ALPHA, TOKEN], rel=0.05)
+    if kind == "refuse":
+        assert found[ALPHA].failures.estimated < 0.5 * found[ALPHA].failures.measured
+    else:
+        assert found[ALPHA].p95.estimated < 0.7 * found[ALPHA].p95.measured
 
 
 def test_nothing_is_estimated_beyond_what_was_seen_unless_another_strategy_went_there() -> None:

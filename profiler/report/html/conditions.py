@@ -286,7 +286,8 @@ def _not_estimated(unknown: Sequence[NotEstimated], shown: Collection[str]) -> s
         for (name, why), changes in list(reasons.items())[:MOST_REASONS]
     ]
     left = _left(len(reasons) - len(lines), "more reasons are left out here")
-    return f'<p class="small">Not estimated:</p>{bullets(lines, "notes")}{left}' if lines else ""
+    said = "Not estimated (what a server does under more load is known from a recording of more load):"
+    return f'<p class="small">{said}</p>{bullets(lines, "notes")}{left}' if lines else ""
 
 
 def conditions(material: Material, libraries: Sequence[dict[str, str]], drawn: int) -> str:

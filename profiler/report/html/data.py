@@ -23,7 +23,7 @@ from profiler.statistics.summary import Summary, summarise_table, with_loads
 from profiler.statistics.table import NONE, Table, tabulate
 from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
 
-CALLS_READ = 40_000
+CALLS_READ = 30_000
 """Tool calls from which estimates are made, of each trial its first: that bounds the time and the memory."""
 
 ESTIMATED_TOOLS = 6
