@@ -19,7 +19,7 @@ def add_command(
     commands: Commands, name: str, help: str, run: Callable[[argparse.Namespace], int], *examples: str
 ) -> argparse.ArgumentParser:
     """Add `profiler NAME`; `run` gets its arguments and returns the exit code. `examples`: of arguments."""
-    lines = [EXIT_CODES, ""] if name in ("run", "compare", "tune") else []
+    lines = [EXIT_CODES, ""] if name in ("run", "compare", "tune", "predict") else []
     lines += ["examples:", *(f"  profiler {name} {example}".rstrip() for example in examples)]
     parser = commands.add_parser(
         name,

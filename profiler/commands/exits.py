@@ -1,4 +1,4 @@
-"""The exit code of `run`, `compare` and `tune`: of these the first that applies.
+"""The exit code of `run`, `compare`, `tune` and `predict`: of these the first that applies.
 
     2    usage: wrong options or input, or output that cannot be written
     70   a defect of the profiler's own, also of one loop among many (`internal`): said after the report
@@ -6,7 +6,7 @@
     130  the run was interrupted (Ctrl-C); what had finished is reported
     3    the target could not be reached, refused us, went away, or never sent a byte in reply
     1    what was asked does not hold: figures are invalid, an objective or a gate is missed, a limit or
-         --abort-on ended the run, every loop failed, nothing was measured
+         --abort-on ended the run, every loop failed, nothing was measured, or nothing could be predicted
     0    none of these
 
 `run` of a script ends with the script's own code, unless that is 0.
@@ -37,7 +37,7 @@ exit codes, the first that applies:
   130  interrupted
   3    the target could not be reached, refused us, went away or never answered
   1    what was asked does not hold: figures are invalid, --slo or --fail-on is missed,
-       a limit or --abort-on ended the run, every loop failed
+       a limit or --abort-on ended the run, every loop failed, nothing could be predicted
   0    none of these"""
 """For --help."""
 

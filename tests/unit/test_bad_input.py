@@ -243,6 +243,7 @@ def test_error_line_names_the_option(
         "dashboards": ["--out=there"],
         "scenario": ["--agent=nowhere:agent"],
         "import": ["nowhere"],
+        "predict": ["nowhere"],
         "proxy": ["--upstream=http://127.0.0.1:1"],
         "mcp load": ["http://127.0.0.1:1/mcp"],
         "mcp tune": ["http://127.0.0.1:1/mcp"],
