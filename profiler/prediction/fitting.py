@@ -31,6 +31,9 @@ MODEL = "the model"
 LOAD_STATUSES = frozenset((429, 503, 529))
 """Statuses by which a server refuses a request for the load that it has."""
 
+BY_QUOTA = "ended by a refusal of the model's server"
+"""Why a loop is lost that the model's server would not let go on."""
+
 UNEXPLAINED = 0.1
 """The share of refusals of the model's server that its quotas may leave unexplained."""
 
@@ -469,7 +472,7 @@ def _unusable(record: LoopRecord) -> str | None:
     if record.status == "cancelled" or record.error_type in ("loop_timeout", "cancelled"):
         return "cut off"
     if record.status != "ok" and any(refusal for refusal in record.rounds[-1].model.refusals):
-        return "ended by a refusal of the model's server"
+        return BY_QUOTA
     return None
 
 

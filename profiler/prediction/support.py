@@ -7,11 +7,12 @@ client that has no CPU left, a figure would be a guess.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.engine import ServerUse
-from profiler.prediction.fitting import Fitted, ServerFit
+from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
 from profiler.records import NO_MODEL
 from profiler.strategies import StrategySpec
 
@@ -59,9 +60,11 @@ def of_recording(fitted: Fitted) -> tuple[str, ...]:
             f"{len(fitted.loops)} whole loops are too few{missing}: record {FEWEST_LOOPS} at least, "
             "better 1,000"
         )
-    share_lost = sum(fitted.lost.values()) / max(1, fitted.recorded)
+    # Loops that a quota ended are made up for: those like them weigh more.
+    lost_otherwise = fitted.lost - Counter({BY_QUOTA: fitted.lost[BY_QUOTA]})
+    share_lost = sum(lost_otherwise.values()) / max(1, fitted.recorded)
     if share_lost > LOST:
-        why, _ = fitted.lost.most_common(1)[0]
+        why, _ = lost_otherwise.most_common(1)[0]
         reasons.append(
             f"{share_lost:.0%} of the loops are not whole (most: {why}), the long ones more often than others"
         )
