@@ -96,7 +96,8 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
 
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.load.ladder import for_prediction
-    from profiler.prediction.recording import advice
+    from profiler.prediction.advice import advice
+    from profiler.prediction.fitting import fit_run
     from profiler.records import INTERNAL
     from profiler.report import ci
     from profiler.report.advice import next_steps
@@ -144,7 +145,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     )
     findings = ci.of_run(run, summary, undecided_fails)
     write_junit(arguments, ci.junit(findings))
-    predictable = advice(run, directory.records()) if size.for_prediction else []
+    predictable = advice(fit_run(run, directory.records())) if size.for_prediction else []
     if arguments.json or arguments.format != "text":
         for sentence in predictable:
             print(f"for prediction: {sentence}", file=sys.stderr, flush=True)

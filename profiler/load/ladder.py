@@ -11,7 +11,7 @@ from profiler.errors import UsageError
 from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions
 from profiler.strategies import StrategySpec
 
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0, 1.5)
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """Of the agents asked for. A capacity is known only to a recording that went past it, and the times of calls
 that wait for nothing only to one that stayed below."""
 

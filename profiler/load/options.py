@@ -151,7 +151,7 @@ class Size(Options):
         "--for-prediction",
         SWITCH,
         False,
-        "a recording to predict from: levels from 1/8 to 1 1/2 times --users, under gathered (and "
+        "a recording to predict from: levels from 1/8 to twice --users, under gathered (and "
         "sequential, where nothing is paid for), unless --levels or --strategy name others; says at the end "
         "which servers it took past their capacity",
         "turns",

@@ -48,8 +48,6 @@ _SHADOWS = 0.1
 """Under a rule this share of the services may be nothing, if it leaves no other short ones."""
 _CONTRADICTED = 2.0
 """A rule under which services differ by this factor with the load is not looked at."""
-_REFUSES = 0.75
-"""A server only refuses when calls are known not to wait up to this share of the number that it takes."""
 _RATES = 1.05
 """A rate is identified when those that explain as much are within this factor of each other."""
 _NEARLY = 0.95
@@ -471,7 +469,7 @@ def _together(waiting: _Waiting, refusing: _Refusing, seen: tuple[float, float],
             rule = Rule("refuse", limit.at)
             capacities, identified = (limit.lowest, limit.highest), limit.highest <= MARGIN * limit.lowest + 1
             words = f"refuses above {_range(limit)} at once {seen_refused}"
-            if not waiting.identified or (waiting.until or 0) < _REFUSES * limit.at:
+            if not waiting.identified:
                 identified, words = False, f"{words}; {sentence}"  # it may hold some in a queue
             sentence = words
     if refusing.rate is not None:

@@ -14,11 +14,11 @@ from profiler.strategies import parse_strategies
     ("users", "levels"),
     [
         (1, (1, 2, 3)),
-        (2, (1, 2, 3)),
-        (3, (1, 2, 3, 4)),
-        (20, (2, 5, 10, 20, 30)),
-        (40, (5, 10, 20, 40, 60)),
-        (1000, (125, 250, 500, 1000, 1500)),
+        (2, (1, 2, 4)),
+        (3, (1, 2, 3, 6)),
+        (20, (2, 5, 10, 20, 40)),
+        (40, (5, 10, 20, 40, 80)),
+        (1000, (125, 250, 500, 1000, 2000)),
     ],
 )
 def test_ladder_goes_beyond_the_agents_that_are_asked_for(users, levels):
@@ -27,7 +27,7 @@ def test_ladder_goes_beyond_the_agents_that_are_asked_for(users, levels):
 
 def test_ladder_is_for_what_nobody_named():
     asked = for_prediction(LoadOptions(), 40, paid=False)
-    assert (asked.levels, [*map(str, asked.strategies)]) == ((5, 10, 20, 40, 60), ["gathered", "sequential"])
+    assert (asked.levels, [*map(str, asked.strategies)]) == ((5, 10, 20, 40, 80), ["gathered", "sequential"])
     assert [*map(str, for_prediction(LoadOptions(), 40, paid=True).strategies)] == ["gathered"]
     named = LoadOptions(levels=(3, 9), strategies=parse_strategies("semaphore:8"))
     assert for_prediction(named, 40, paid=False) == named
