@@ -102,20 +102,14 @@ def predict(
         ]
         mean = float(np.mean(walls)) / 1e9 if walls else question.trials.seconds
         load = replace(load, spread_seconds=min(mean, LONGEST_SPREAD * question.trials.seconds))
-        started = sum(len(one.due) for one in first.trials)
-        rate = started / max(1e-9, sum(one.seconds + mean for one in first.trials))
-    else:
-        first = _run(fitted, loops, question, load, f"{seed}/first")
-        rate = load.arrivals.expected(load.users, 1.0)
-    refused, warnings = of_result(fitted, first.servers, rate, load.workers)
+    runs = [_run(fitted, loops, question, load, f"{seed}/0")]
+    began = sum(len(one.due) for one in runs[0].trials)
+    rate = began / sum(load.spread_seconds + one.seconds for one in runs[0].trials)
+    refused, warnings = of_result(fitted, runs[0].servers, rate, load.workers)
     if refused:
-        return Predicted(question, {}, refused, warnings, first.servers)
-    found: list[Figures] = []
-    runs: list[Simulated] = []
-    for number in range(replicates):
-        run = _run(fitted, loops, question, load, f"{seed}/{number}")
-        runs.append(run)
-        found.append(figures_of(run, question.strategy, load.users, objective))
+        return Predicted(question, {}, refused, warnings, runs[0].servers)
+    runs += [_run(fitted, loops, question, load, f"{seed}/{number}") for number in range(1, replicates)]
+    found = [figures_of(run, question.strategy, load.users, objective) for run in runs]
     figures = {}
     for name, values in zip(Figures._fields, np.array(found).T, strict=True):
         if np.isnan(values).all():
