@@ -332,8 +332,11 @@ class AdaptiveLimit:
             beyond = self._calm_epochs - PATIENT_EPOCHS
             per_epoch = max(1.0, min(2.0**beyond, self.exact * FASTEST_GROWTH))
             step = per_epoch / self.exact
-        most = self._most if self._full is None else min(self._most, float(self._full))
-        self.exact = max(self.exact, min(most, self.exact + step))
+        grown = min(self.exact + step, self._most)
+        if self._full is not None and grown > self._full:
+            grown = float(self._full)
+        if grown > self.exact:
+            self.exact = grown
         self._ceiling += 1
 
     def _cut(self, now_ns: int, *, refused: bool) -> None:

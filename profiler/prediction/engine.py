@@ -550,7 +550,15 @@ class _Call:
                 if holdback is None:
                     holdback = process.holdbacks[self.tool] = Holdback(process.random)
                 holdback.refused(process.clock.now, retry_after_ns)
-            self._leave("rejected" if refused else "unknown" if self.failed else "ok", None)
+            signal: Signal = "rejected" if refused else "unknown" if self.failed else "ok"
+            lanes = self.lanes
+            if len(lanes) == 1:  # as `_leave`, written out where most calls come by
+                lane = lanes[0]
+                lane.limiter.leave(lane.clock.now, self.tickets.pop(), signal, None)
+                if lane.queue:
+                    lane.admit()
+            else:
+                self._leave(signal, None)
         if refused or self.failed:
             loop.good = False
         loop.call_ended(self)
