@@ -34,13 +34,13 @@ BLOCKS = 3
 RELATIVE = ("p50", "p95", "throughput", "goodput")
 NAMES = (*RELATIVE, "failure_rate", "refused_share")
 CELLS = (
-    ("sequential", 30),
-    ("gathered", 15),
     ("gathered", 30),
-    ("gathered", 45),
     ("semaphore:10", 30),
-    ("semaphore:20", 45),
+    ("sequential", 30),
     ("adaptive", 45),
+    ("gathered", 45),
+    ("gathered", 15),
+    ("semaphore:20", 45),
     ("rate:40/s", 30),
 )
 
@@ -64,10 +64,7 @@ def world_of(kind: str, slow: float, tape: bool, loop_sd: float) -> World:
 def really(run: Run, records: Sequence[LoopRecord]) -> dict[str, float]:
     """The figures of a run, by `compare`'s own rules."""
     one = summarise(run, records).strategies[0]
-    attempts = sum(
-        len(round_.tool_calls) + max(1, len(round_.model.attempts)) for rec in records for round_ in rec.rounds
-    )
-    refused = sum(sum(1 for _ in rec.refusals) for rec in records)
+    attempts, refused = requests_in_windows(run, records)
     found = {
         "p50": one.loop_seconds.p50,
         "p95": one.loop_seconds.p95,
@@ -79,6 +76,22 @@ def really(run: Run, records: Sequence[LoopRecord]) -> dict[str, float]:
     return values | {"refused_share": refused / max(1, attempts)}
 
 
+def requests_in_windows(run: Run, records: Sequence[LoopRecord]) -> tuple[int, int]:
+    """Requests to tools and model that began while trials measured, and how many of them were refused."""
+    windows = {one.index: (one.started_ns, one.ended_ns) for one in run.trials}
+    attempts = refusals = 0
+    for one in records:
+        starts, ends = windows[one.trial]  # type: ignore[index]
+        for round_ in one.rounds:
+            tries = [(at.started_ns, at.status == 429) for at in round_.model.attempts]
+            tries = tries or [(round_.model.started_ns, False)]
+            tries += [(call.started_ns or 0, call.error_type == "http_429") for call in round_.tool_calls]
+            inside = [was_refused for at, was_refused in tries if starts <= at < ends]
+            attempts += len(inside)
+            refusals += sum(inside)
+    return attempts, refusals
+
+
 def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], list[str]]:
     """The cells of one ladder, and what was refused."""
     options, kind, number = asked
@@ -86,12 +99,18 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
     seed = 7919 * (number + 1) + 100_000 * KINDS.index(kind) + 1_000_003 * options.seed
     rate = options.open or None
     ladder = record(
-        world, ("gathered", "sequential"), LEVELS, blocks=2, seconds=options.ladder / 2, seed=seed, arrivals=rate
+        world,
+        ("gathered", "sequential"),
+        LEVELS,
+        blocks=2,
+        seconds=options.ladder / 2,
+        seed=seed,
+        arrivals=rate,
     )
     fitted = fit_run(*ladder)
     cells: list[Held] = []
     refused: list[str] = []
-    for place, (spec, users) in enumerate(CELLS):
+    for place, (spec, users) in enumerate(CELLS[: options.cells]):
         of_cell = rate * users / max(LEVELS) if rate else None
         each = options.cell / BLOCKS
         load = SimulatedLoad(users, None if of_cell is None else Arrivals(of_cell, users))
@@ -100,7 +119,9 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
         if not found.figures:
             refused.append(f"{spec} {users}: {'; '.join(found.refused)}")
             continue
-        run = record(world, (spec,), (users,), blocks=BLOCKS, seconds=each, seed=seed + 1 + place, arrivals=of_cell)
+        run = record(
+            world, (spec,), (users,), blocks=BLOCKS, seconds=each, seed=seed + 1 + place, arrivals=of_cell
+        )
         values = really(*run)
         cells.append(
             Held(
@@ -145,7 +166,9 @@ def printed(title: str, repetitions: Sequence[Sequence[Held]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--ladder", type=float, default=60.0, help="seconds of each setting of the ladder")
     parser.add_argument("--cell", type=float, default=60.0, help="seconds of each cell")
@@ -157,6 +180,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=40)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells")
     parser.add_argument("--by-cell", action="store_true", help="the figures of each cell too")
     options = parser.parse_args()
     for kind in options.kinds or KINDS:

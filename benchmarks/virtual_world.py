@@ -163,7 +163,12 @@ class _Server:
 
 class _Bucket:
     def __init__(self, quota: Quota) -> None:
-        self.rate, self.burst, self.left, self.at = quota.per_minute / 60, quota.burst, float(quota.burst), 0.0
+        self.rate, self.burst, self.left, self.at = (
+            quota.per_minute / 60,
+            quota.burst,
+            float(quota.burst),
+            0.0,
+        )
 
     def wait(self, now: float) -> float:
         """0: the request is admitted; else the seconds until one would be."""
@@ -302,7 +307,9 @@ def record(
                         means[spec, users] = sum(one.wall_ns for one in new) / len(new) / 1e9
                     arrived = trial.arrived if rate else None
                     trials.append(
-                        Trial(index, block, spec, users, starts, ends, clock(), arrived=arrived, late=trial.late)
+                        Trial(
+                            index, block, spec, users, starts, ends, clock(), arrived=arrived, late=trial.late
+                        )
                     )
 
     run_virtual(main)
