@@ -357,9 +357,10 @@ _SERVERS: dict[str, type[_Server]] = {
 
 
 class _Lane:
-    __slots__ = ("clock", "due", "limiter", "queue")
+    __slots__ = ("admitting", "clock", "due", "limiter", "queue")
 
     def __init__(self, clock: _Clock, limiter: Limiter) -> None:
+        self.admitting = False
         self.clock = clock
         self.limiter = limiter
         self.queue: deque[_Call] = deque()
@@ -385,17 +386,26 @@ class _Lane:
             self.admit()
 
     def admit(self) -> None:
+        """Let in whom the limiter lets in.
+
+        Who is let in may leave at once, for a wait that its server asked for meanwhile: the next one then
+        comes in here, not from in there, or a long queue would be as many calls deep.
+        """
+        if self.admitting:
+            return
         queue, limiter, now = self.queue, self.limiter, self.clock.now
         wait, enter = limiter.wait_ns, limiter.enter
+        self.admitting = True
         while queue:
             wait_ns = wait(now, ONE)
             if wait_ns:
                 if wait_ns < UNTIL_RELEASE:
                     self._look_at(now + wait_ns)
-                return
+                break
             call = queue.popleft()
             call.tickets.append(enter(now, ONE))
             call.go_on()
+        self.admitting = False
 
     def _look_at(self, due: int) -> None:
         """Look at the queue then; one timer is enough, since an earlier one looks again."""
