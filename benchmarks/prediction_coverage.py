@@ -11,6 +11,7 @@ width: % for times and rates, points for shares.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -147,7 +148,9 @@ def printed(title: str, repetitions: Sequence[Sequence[Held]]) -> None:
                     continue
                 value, middle, low, high = one.figures[name]
                 unit = 100 / value if name in RELATIVE and value else 100.0
-                own.append((middle - value) * unit)
+                # Of logarithms, since a ratio to what varies is too large on average.
+                of_log = name in RELATIVE and value > 0 and middle > 0
+                own.append(100 * math.log(middle / value) if of_log else (middle - value) * unit)
                 holds.append(low - 1e-12 <= value <= high + 1e-12)
                 below += value < low - 1e-12
                 widths.append((high - low) / 2 * unit)
