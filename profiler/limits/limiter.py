@@ -91,7 +91,12 @@ class Together:
         return min((one.limit for one in self.limiters if one.limit is not None), default=None)
 
     def wait_ns(self, now_ns: int, cost: Cost) -> int:
-        return max((one.wait_ns(now_ns, cost) for one in self.limiters), default=0)
+        longest = 0
+        for one in self.limiters:  # plainly, since predictions ask this for every call
+            wait_ns = one.wait_ns(now_ns, cost)
+            if wait_ns > longest:
+                longest = wait_ns
+        return longest
 
     def enter(self, now_ns: int, cost: Cost) -> Ticket:
         return [one.enter(now_ns, cost) for one in self.limiters]
@@ -157,7 +162,9 @@ class RateLimit:
         amount = cost.get(self.resource, 0.0)
         if not amount:
             return 0
-        early = self._tat_ns + (min(amount, self.burst) - self.burst) * self._interval_ns
+        early = self._tat_ns
+        if amount < self.burst:
+            early += (amount - self.burst) * self._interval_ns
         return math.ceil(early - now_ns) if early > now_ns else 0
 
     def enter(self, now_ns: int, cost: Cost) -> Ticket:
@@ -325,8 +332,11 @@ class AdaptiveLimit:
             beyond = self._calm_epochs - PATIENT_EPOCHS
             per_epoch = max(1.0, min(2.0**beyond, self.exact * FASTEST_GROWTH))
             step = per_epoch / self.exact
-        most = self._most if self._full is None else min(self._most, float(self._full))
-        self.exact = max(self.exact, min(most, self.exact + step))
+        grown = min(self.exact + step, self._most)
+        if self._full is not None and grown > self._full:
+            grown = float(self._full)
+        if grown > self.exact:
+            self.exact = grown
         self._ceiling += 1
 
     def _cut(self, now_ns: int, *, refused: bool) -> None:

@@ -285,7 +285,7 @@ class _Sharing(_Server):
     over when it is s + its own service. So the order of ends is known however many come after.
     """
 
-    __slots__ = ("at", "due", "ends", "number", "served")
+    __slots__ = ("at", "due", "ends", "look", "number", "served")
 
     def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
         super().__init__(clock, server, pace)
@@ -294,27 +294,28 @@ class _Sharing(_Server):
         self.ends: list[tuple[float, int, _Job]] = []
         self.number = 0
         self.due = 2**62  # of the earliest event under way
+        self.look = self._look  # bound once
 
-    def _advance(self) -> float:
-        """Bring `served` to now; returns the speed."""
-        jobs = len(self.ends)
-        capacity = self.capacity
-        speed = 1.0 if jobs <= capacity else capacity / jobs
-        now = self.clock.now
-        self.served += (now - self.at) * speed
+    def _advance(self) -> None:
+        """Bring `served` to now."""
+        jobs, capacity, now = len(self.ends), self.capacity, self.clock.now
+        passed = now - self.at
+        self.served += passed if jobs <= capacity else passed * capacity / jobs
         self.at = now
-        return speed
 
     def _plan(self) -> None:
-        jobs = len(self.ends)
-        if not jobs:
+        ends = self.ends
+        if not ends:
             return
-        capacity = self.capacity
-        left = max(0.0, self.ends[0][0] - self.served)
-        due = self.clock.now + int(left if jobs <= capacity else left * jobs / capacity) + 1
+        jobs, capacity, clock = len(ends), self.capacity, self.clock
+        left = ends[0][0] - self.served
+        if jobs > capacity:
+            left = left * jobs / capacity
+        due = clock.now + (int(left) + 1 if left > 0 else 1)
         if due < self.due:  # else the earlier event looks again
             self.due = due
-            self.clock.at(due, self._look, due)
+            clock.made = number = clock.made + 1
+            heappush(clock.heap, (due, number, self.look, due))
 
     def take(self, job: _Job) -> bool:
         self._advance()
@@ -328,12 +329,18 @@ class _Sharing(_Server):
             return
         self.due = 2**62
         self._advance()
-        over = []
-        while self.ends and self.ends[0][0] <= self.served + 0.5:  # ns; the sum of parts is not exact
-            over.append(heappop(self.ends)[2])
-        self.inside -= len(over)
+        ends, last = self.ends, self.served + 0.5  # ns; the sum of parts is not exact
+        if not ends or ends[0][0] > last:
+            self._plan()
+            return
+        job = heappop(ends)[2]
+        others = []
+        while ends and ends[0][0] <= last:
+            others.append(heappop(ends)[2])
+        self.inside -= 1 + len(others)
         self._plan()
-        for job in over:
+        job.answered(False, None)
+        for job in others:
             job.answered(False, None)
 
 
@@ -350,9 +357,10 @@ _SERVERS: dict[str, type[_Server]] = {
 
 
 class _Lane:
-    __slots__ = ("clock", "due", "limiter", "queue")
+    __slots__ = ("admitting", "clock", "due", "limiter", "queue")
 
     def __init__(self, clock: _Clock, limiter: Limiter) -> None:
+        self.admitting = False
         self.clock = clock
         self.limiter = limiter
         self.queue: deque[_Call] = deque()
@@ -378,16 +386,26 @@ class _Lane:
             self.admit()
 
     def admit(self) -> None:
+        """Let in whom the limiter lets in.
+
+        Who is let in may leave at once, for a wait that its server asked for meanwhile: the next one then
+        comes in here, not from in there, or a long queue would be as many calls deep.
+        """
+        if self.admitting:
+            return
         queue, limiter, now = self.queue, self.limiter, self.clock.now
+        wait, enter = limiter.wait_ns, limiter.enter
+        self.admitting = True
         while queue:
-            wait_ns = limiter.wait_ns(now, ONE)
+            wait_ns = wait(now, ONE)
             if wait_ns:
                 if wait_ns < UNTIL_RELEASE:
                     self._look_at(now + wait_ns)
-                return
+                break
             call = queue.popleft()
-            call.tickets.append(limiter.enter(now, ONE))
+            call.tickets.append(enter(now, ONE))
             call.go_on()
+        self.admitting = False
 
     def _look_at(self, due: int) -> None:
         """Look at the queue then; one timer is enough, since an earlier one looks again."""
@@ -542,7 +560,15 @@ class _Call:
                 if holdback is None:
                     holdback = process.holdbacks[self.tool] = Holdback(process.random)
                 holdback.refused(process.clock.now, retry_after_ns)
-            self._leave("rejected" if refused else "unknown" if self.failed else "ok", None)
+            signal: Signal = "rejected" if refused else "unknown" if self.failed else "ok"
+            lanes = self.lanes
+            if len(lanes) == 1:  # as `_leave`, written out where most calls come by
+                lane = lanes[0]
+                lane.limiter.leave(lane.clock.now, self.tickets.pop(), signal, None)
+                if lane.queue:
+                    lane.admit()
+            else:
+                self._leave(signal, None)
         if refused or self.failed:
             loop.good = False
         loop.call_ended(self)
@@ -878,10 +904,11 @@ class _Simulation:
         """Let everything happen that is due before `until`."""
         clock = self.clock
         heap = clock.heap
-        while heap and heap[0][0] < until:
-            now, _, function, argument = heappop(heap)
-            clock.now = now
-            function(argument)
+        stop = (until, -1, _never, None)  # before everything that is due then
+        heappush(heap, stop)
+        while (event := heappop(heap)) is not stop:
+            clock.now = event[0]
+            event[2](event[3])
 
     def begin_loop(self, agent: _Agent, due: int) -> None:
         self.under_way.add(_Loop(self, agent, agent.work(), due))
@@ -934,6 +961,10 @@ def simulate(
     """
     simulation = _Simulation(system, strategy, load, draw, quota, retry, seed)
     return simulation.result_of([simulation.trial(block, trials) for block in range(trials.blocks)])
+
+
+def _never(_: Any) -> None:
+    raise RuntimeError("this event only marks a time")
 
 
 def _nothing(now_ns: int, source: int) -> LoopWork:

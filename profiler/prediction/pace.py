@@ -6,8 +6,10 @@ over bins of `BIN_NS`,
 
     x_{b+1} = r·x_b + sqrt(1 - r²)·s·e,
 
-with s² the covariance of calls of different loops in the same bin, and r·s² that of neighbouring bins. Calls
-of one loop are left out of both: they may be alike for the loop's own sake.
+with s² the covariance c₀ of calls of different loops in the same bin. Of r depends how far the mean pace of one
+run is from that of another: the variance of a mean over n bins is s²·τ/n, with τ = 1 + 2·(c₁ + c₂ + …)/c₀ and
+c_k the covariance k bins apart. So r = (τ - 1)/(τ + 1), which has that τ. Taken from c₁ alone, spells of 8 s
+would count as alike for 15 s. Calls of one loop are left out: they may be alike for the loop's own sake.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ SURE = 1.64
 LEAST = 0.05
 """A smaller standard deviation, in logarithms, is not worth telling."""
 MOST_ALIKE = 0.98
+MOST_BINS = 100
+"""So far apart are bins at most that are compared."""
 ENOUGH = 25
 """Pairs of calls from which two bins count as much as any two."""
 ROUNDS = 4
@@ -118,7 +122,14 @@ def pace_of(services: Services) -> Pace | None:
     next_, error = bins.covariance(1)
     if next_ < SURE * error or min(now, next_) < LEAST**2:
         return None
-    return Pace(math.sqrt(now), min(MOST_ALIKE, next_ / now))
+    beyond = next_
+    for lag in range(2, MOST_BINS):
+        further, error = bins.covariance(lag)
+        if further < error:
+            break
+        beyond += further
+    alike = 1 + 2 * beyond / now
+    return Pace(math.sqrt(now), min(MOST_ALIKE, (alike - 1) / (alike + 1)))
 
 
 def without(services: Services, pace: Pace) -> tuple[Floats, Pace]:

@@ -18,7 +18,17 @@ from profiler.load.context import LoopPosition
 from profiler.load.messages import Begin
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Reply
-from profiler.prediction.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.engine import (
+    Chain,
+    RecordedTrial,
+    Simulated,
+    SimulatedLoad,
+    Trials,
+    simulate,
+    simulate_recorded,
+)
+from profiler.prediction.quota import Announced, Limit, QuotaFinding
+from profiler.prediction.retries import RetryRule
 from profiler.prediction.servers import Rule
 from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord
@@ -54,9 +64,10 @@ def in_order(work: Sequence[LoopWork]) -> Callable[[int, int], LoopWork]:
     return lambda now_ns, agent: next(loops)
 
 
-def system(rule: Rule, retry_after_ns: int | None = None) -> System:
+def system(rule: Rule, retry_after_ns: int | None = None, mcp: str = "") -> System:
+    """`mcp`: the name of the MCP server that runs the first tool."""
     servers = tuple(Server(name, rule, REFUSAL_NS, retry_after_ns) for name in TOOLS)
-    return System(TOOLS, servers, (0, 1), Server("the model", Rule("none")))
+    return System(TOOLS, servers, (0, 1), Server("the model", Rule("none")), (mcp, ""))
 
 
 class Refused(Exception):
@@ -127,7 +138,8 @@ class Runner:
         retry_after_ns: int | None,
         work: Sequence[LoopWork],
         clock: Any,
-        seed: int,
+        seed: str,
+        mcp: str = "",
     ) -> None:
         self.work, self.clock = work, clock
         self.begun: list[int] = []
@@ -136,16 +148,21 @@ class Runner:
         gate = self.strategy.gate
         if gate is not None:
             gate._random = random.Random(seed)
-        self.tools = [self._tool(name, RealServer(rule, retry_after_ns)) for name in TOOLS]
+        self.tools = [
+            self._tool(name, RealServer(rule, retry_after_ns), mcp if name == TOOLS[0] else "")
+            for name in TOOLS
+        ]
 
-    def _tool(self, name: str, server: RealServer) -> Any:
+    def _tool(self, name: str, server: RealServer, mcp: str) -> Any:
         async def call(nanoseconds: int) -> str:
             """A tool."""
             await server.serve(nanoseconds / 1e9)
             return "r"
 
         call.__name__ = name
-        return tool(call)
+        made = tool(call)
+        made.server = mcp
+        return made
 
     async def run(self, position: LoopPosition) -> bool:
         work = self.work[len(self.begun)]  # in the order in which loops begin, as the engine takes them
@@ -172,8 +189,9 @@ def really(
     retry_after_ns: int | None = None,
     arrivals: Arrivals | None = None,
     max_in_flight: int | None = None,
-    seed: int = 1,
+    seed: str = "1",
     spread: float = 1.0,
+    mcp: str = "",
 ) -> list[tuple[int, int, bool]]:
     """(due, ended, good) of every loop, in the order of their ends."""
 
@@ -182,7 +200,7 @@ def really(
             1, 0, 0, spec, 0, 1, 1, arrivals=arrivals, max_in_flight=max_in_flight, spread_seconds=spread
         )
         trial = RunningTrial(plan, clock=clock)
-        runner = Runner(spec, rule, retry_after_ns, work, clock, seed)
+        runner = Runner(spec, rule, retry_after_ns, work, clock, seed, mcp)
         agents = [TrialAgent(f"a{n}", n, lambda: False) for n in range(users)]
         tasks = [asyncio.ensure_future(trial.run_agent(runner, agent)) for agent in agents]
         await asyncio.sleep(seconds + (spread if arrivals is None else 0.0))
@@ -206,10 +224,11 @@ def simulated(
     max_in_flight: int | None = None,
     seed: str = "1",
     spread: float = 1.0,
+    mcp: str = "",
 ) -> Simulated:
     load = SimulatedLoad(users, arrivals, max_in_flight, spread_seconds=spread)
     return simulate(
-        system(rule, retry_after_ns),
+        system(rule, retry_after_ns, mcp),
         parse_strategy(spec),
         load,
         in_order(work),
@@ -273,16 +292,70 @@ def test_open_load_arrives_waits_and_ends_as_the_real_one(most: int | None) -> N
         assert mine == pytest.approx(theirs, abs=2e-6)
 
 
-def test_wait_after_a_refusal_is_the_gate_s() -> None:
-    """Retry-After holds the calls of a tool back, each for a random while more: the same order of draws."""
+def test_limit_of_an_mcp_server_holds_its_tools_alone() -> None:
+    spec, work = "semaphore:2@server+semaphore:9", tape(4)
+    real = really(spec, QUEUES, work, users=8, seconds=20.0, mcp="archive")
+    found = loops_of(simulated(spec, QUEUES, work, users=8, seconds=20.0, mcp="archive"))
+    elsewhere = loops_of(simulated(spec, QUEUES, work, users=8, seconds=20.0))
+    assert len(real) > 15
+    assert [end / 1e9 for _, end, _ in found] == pytest.approx([end / 1e9 for _, end, _ in real], abs=2e-6)
+    assert len(elsewhere) > len(found)  # without a server the limit is nobody's
+
+
+@pytest.mark.parametrize("spec", ["semaphore:8", "semaphore:3@agent+semaphore:9", "adaptive", "rate:12/s"])
+def test_wait_after_a_refusal_is_the_gate_s(spec: str) -> None:
+    """Retry-After holds the calls of a tool back, each for a random while more: the same draws in order."""
     work = tape(7)
-    asked = {"users": 6, "seconds": 15.0, "retry_after_ns": 2 * 10**9}
-    real = really("semaphore:8", REFUSES, work, **asked)  # type: ignore[arg-type]
-    found = loops_of(simulated("semaphore:8", REFUSES, work, **asked))  # type: ignore[arg-type]
+    asked = {"users": 6, "seconds": 15.0, "retry_after_ns": 2 * 10**9, "seed": "the same source"}
+    rule = Rule("refuse", 3)
+    real = really(spec, rule, work, **asked)  # type: ignore[arg-type]
+    found = loops_of(simulated(spec, rule, work, **asked))  # type: ignore[arg-type]
     assert any(not good for _, _, good in real)
-    mean = [sum(end - due for due, end, _ in loops) / len(loops) / 1e9 for loops in (found, real)]
-    # The waits are drawn from another source: equal on average, not one by one.
-    assert mean[0] == pytest.approx(mean[1], rel=0.15)
+    assert [good for _, _, good in found] == [good for _, _, good in real]
+    assert [end / 1e9 for _, end, _ in found] == pytest.approx([end / 1e9 for _, end, _ in real], abs=2e-6)
+
+
+def test_model_s_quota_refuses_and_the_sdk_tries_again_as_its_rule_says() -> None:
+    """Loops of one request, 0.25 s after each other, at a bucket of 2 that gets one a second."""
+    rate, burst, lasts, gap, tried = 1.0, 2.0, 0.5, 0.25, 3
+    arrivals = [0.1 + gap * place for place in range(20)]
+    # The bucket, requests and retries as plain arithmetic: nothing of it is the engine's.
+    level, at = burst, 0.0
+    expected = []
+    waiting = [(due, place, 1) for place, due in enumerate(arrivals)]
+    while waiting:
+        waiting.sort()
+        now, place, attempt = waiting.pop(0)
+        level, at = min(burst, level + (now - at) * rate), now
+        if level >= 1:
+            level -= 1
+            expected.append((now + lasts, True))
+        elif attempt == tried:
+            expected.append((now + 0.002, False))
+        else:
+            asked = math.ceil((1 - level) / rate * 1000) / 1000
+            waiting.append((now + 0.002 + asked, place, attempt + 1))
+    quota = QuotaFinding(
+        (Limit("requests", 60 * rate, "given", burst=burst, met=True),), Announced("exact")
+    )
+    chains = tuple(
+        Chain(0, (LoopWork((RoundWork(int(lasts * 1e9)),)),), (round(due * 1e9),), (True,)) for due in arrivals
+    )
+    run = simulate_recorded(
+        system(NONE),
+        parse_strategy("gathered"),
+        SimulatedLoad(len(chains)),
+        [RecordedTrial(chains, True, 0, 6.0, (-1,), period_ns=10**12)],
+        60.0,
+        quota=quota,
+        retry=RetryRule("openai", retries=tried - 1),
+    )
+    one = run.trials[0]
+    assert run.refused > 10
+    assert False in one.ok and True in one.ok
+    # A wait is announced in whole milliseconds, after the bucket's own nanosecond of rounding.
+    assert list(one.ok) == [ok for _, ok in sorted(expected)]
+    assert [end / 1e9 for end in one.ended] == pytest.approx([end for end, _ in sorted(expected)], abs=0.004)
 
 
 @pytest.mark.parametrize(("kind", "capacity"), [("queue", 1), ("share", 1), ("queue", 3), ("refuse", 4)])
