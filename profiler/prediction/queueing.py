@@ -12,7 +12,7 @@ import numpy as np
 
 from profiler.prediction.calls import Bools, Calls, Kind
 from profiler.prediction.dependence import changes, dependence
-from profiler.prediction.waiting import TOLERANCE_NS, Evidence, Explained
+from profiler.prediction.waiting import TOLERANCE_NS, Evidence, Explained, View
 
 SLOWER = 1.10
 """A queue or a share is named where calls beyond its capacity took this many times their service or more."""
@@ -22,6 +22,8 @@ MARGIN = 1.3
 """A capacity is identified when those that explain as much are within this factor of each other."""
 _NATS = 8.0
 """A rule is better than another when the log likelihood of the calls is higher by this and by `_ERRORS`."""
+_LEAST = 5.0
+"""The same where only part of the evidence counts."""
 _ERRORS = 4.0
 """Standard errors of a difference that tell."""
 _IMPOSSIBLE = 0.02
@@ -33,6 +35,9 @@ _SHADOWS = 0.1
 """Under a rule this share of the services may be nothing, if it leaves no other short ones."""
 _CONTRADICTED = 2.0
 """A rule under which services differ by this factor with the load is not looked at."""
+FEWEST_BESIDE = 20
+_BESIDE = 0.05
+"""Calls beyond the capacity that must have come beside those of other loops: so many, and this share."""
 _NEARLY = 0.95
 """A capacity explains nearly as much as the best with this share of its gain over none."""
 _FREE = 0.03
@@ -55,22 +60,30 @@ class Waiting:
 
 
 def waiting(calls: Calls, taken: Bools) -> Waiting:
-    evidence = Evidence.of_calls(calls.started[taken], calls.ended[taken], calls.group[taken])
+    evidence = Evidence.of_calls(calls.chosen(taken))
     most = int(evidence.others.max()) + 1
     best = _best(evidence, _KINDS, most)
     if changes(evidence, best or evidence.of("none")) > UNEXPLAINED:
         # What changes over the recording must not be taken for what changes with the load.
-        evidence.within = True
+        evidence.view = "stretch" if evidence.repeated is None else "drift"
         best = _best(evidence, _KINDS, most)
     none = evidence.of("none")
     if (
         best is None
         or not _better(evidence, best, none, _nats(evidence, best))
+        or not _where_it_differs(evidence, best)
         or _slowdown(evidence, best) < SLOWER
     ):
         return _no_waiting(evidence, most)
     best, low, high = _least_dependent(evidence, best, *_as_good(evidence, best, most))
     return _named(evidence, best, low, high, most)
+
+
+def _where_it_differs(evidence: Evidence, best: Explained) -> bool:
+    """Whether the rule explains the calls that waited or shared, too. Else its gain is of the others, whose
+    services are the same: they may fall into the bins of the histogram by luck."""
+    gain, error = evidence.gain(best, evidence.of("none"), touched=True)
+    return gain > max(_LEAST, 2 * error)
 
 
 def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) -> Waiting:
@@ -79,12 +92,12 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
     assert capacity is not None  # only none is without
     what = _words(kind, low, high)
     warnings: tuple[str, ...] = ()
-    drift = changes(evidence, best)
+    doubt = _other_reason(evidence, best)
+    drift = changes(evidence, evidence.of("none") if doubt else best)
     if drift > UNEXPLAINED:
         warnings = (f"its times change over the recording (drift): x {drift:.2f}",)
-    inner, outer = (evidence.of(*key, within=True) for key in ((kind, capacity), ("none", None)))
-    if not _better(evidence, inner, outer, nats=5.0, errors=3.0):
-        text = f"slower later or under more load, which are not told apart: {what} would explain it"
+    if doubt:
+        text = f"{doubt}: {what} would explain it"
         return Waiting(kind, capacity, (low, high), False, text, warnings)
     if evidence.gain_apart_from_standstills(best, evidence.of("none")) <= 0:
         text = "stood still for a while now and then: calls waited for that, and no rule is known"
@@ -106,6 +119,38 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
     beyond = int((evidence.others >= capacity).sum())
     text = f"{what} (seen: {beyond} calls came when {capacity} or more were in flight)"
     return Waiting(kind, capacity, (low, high), True, text, warnings)
+
+
+def _other_reason(evidence: Evidence, best: Explained) -> str:
+    """What the times may differ for, where the load is not what they must differ for; empty if it is."""
+    if not _apart(evidence, best, "stretch"):
+        if evidence.repeated is None:
+            return (
+                "slower later or under more load, which are not told apart (record every level twice: "
+                "--blocks 2 or more)"
+            )
+        if not all(_apart(evidence, best, view) for view in ("drift", "steps")):
+            return "slower at some times or under more load, which are not told apart"
+    if evidence.own is not None and best.capacity is not None:
+        beyond = evidence.others >= best.capacity
+        beside = beyond & (evidence.others > evidence.own.in_flight)
+        if beside.sum() < max(FEWEST_BESIDE, _BESIDE * beyond.sum()):
+            return "slower beside calls of the same loop, and hardly any came beside other loops'"
+        if not _apart(evidence, best, "own"):
+            return "slower in loops with more calls at once or under more load, which are not told apart"
+    return ""
+
+
+def _apart(evidence: Evidence, best: Explained, view: View) -> bool:
+    """Whether the rule explains more than none without what the view takes out; in two blocks, if levels were
+    repeated in several."""
+    rule, none = (evidence.of(*key, view=view) for key in ((best.kind, best.capacity), ("none", None)))
+    if not _better(evidence, rule, none, _LEAST, errors=3.0):
+        return False
+    if evidence.repeated is None:
+        return True
+    gains = np.bincount(evidence.repeated.block, weights=rule.likelihood - none.likelihood)
+    return int((gains > 0).sum()) > 1
 
 
 def _nats(evidence: Evidence, explained: Explained, least: float = _NATS) -> float:

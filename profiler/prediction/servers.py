@@ -48,7 +48,7 @@ def identify(calls: Calls, *, seed: int = 0) -> Finding:
     `seed` orders calls that started at the same instant: as far as anyone knows, any may have come first.
     """
     mixed = np.random.default_rng(seed).permutation(calls.started.size)
-    calls = Calls(calls.started[mixed], calls.ended[mixed], calls.refused[mixed], calls.group[mixed])
+    calls = calls.chosen(mixed)
     others = in_flight(calls)
     taken = ~calls.refused
     seen = _seen(others[taken])
