@@ -97,8 +97,7 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
     if drift > UNEXPLAINED:
         warnings = (f"its times change over the recording (drift): x {drift:.2f}",)
     if doubt:
-        text = f"{doubt}: {what} would explain it"
-        return Waiting(kind, capacity, (low, high), False, text, warnings)
+        return Waiting(kind, capacity, (low, high), False, f"{doubt}: {what} would explain it", warnings)
     if evidence.gain_apart_from_standstills(best, evidence.of("none")) <= 0:
         text = "stood still for a while now and then: calls waited for that, and no rule is known"
         return Waiting("none", None, None, False, text, (*warnings, "stands still now and then"))
@@ -115,6 +114,11 @@ def _named(evidence: Evidence, best: Explained, low: int, high: int, most: int) 
         return Waiting(kind, capacity, (low, high), False, text, warnings)
     if high > MARGIN * low + 1:
         text = f"{what}: which, the recording does not tell"
+        return Waiting(kind, capacity, (low, high), False, text, warnings)
+    nearer = _nearer_within_stretches(evidence, best, most)
+    if nearer is not None:
+        low, high = min(low, nearer), max(high, nearer)
+        text = f"{_words(kind, low, high)}: which, its times that change over the recording do not tell"
         return Waiting(kind, capacity, (low, high), False, text, warnings)
     beyond = int((evidence.others >= capacity).sum())
     text = f"{what} (seen: {beyond} calls came when {capacity} or more were in flight)"
@@ -135,10 +139,28 @@ def _other_reason(evidence: Evidence, best: Explained) -> str:
         beyond = evidence.others >= best.capacity
         beside = beyond & (evidence.others > evidence.own.in_flight)
         if beside.sum() < max(FEWEST_BESIDE, _BESIDE * beyond.sum()):
-            return "slower beside calls of the same loop, and hardly any came beside other loops'"
+            return (
+                "slower beside calls of the same loop, and hardly any came beside those of others (record "
+                "several agents at once)"
+            )
         if not _apart(evidence, best, "own"):
             return "slower in loops with more calls at once or under more load, which are not told apart"
     return ""
+
+
+def _nearer_within_stretches(evidence: Evidence, best: Explained, most: int) -> int | None:
+    """The capacity that explains what happens within stretches of time clearly better, if one does.
+
+    Drift of the whole recording shifts the capacity that explains the whole best, and no other.
+    """
+    assert best.capacity is not None
+    tried = [c for c in evidence.tried(best.kind) if best.capacity / 2 <= c <= 2 * best.capacity]
+    tried += [c for c in (best.capacity - 1, best.capacity + 1) if 1 <= c < most]
+    own = evidence.of(best.kind, best.capacity, view="stretch")
+    found = [evidence.of(best.kind, each, view="stretch") for each in tried]
+    top = max(found, key=_score)
+    far = top.capacity is not None and abs(top.capacity - best.capacity) > max(1, best.capacity // 20)
+    return top.capacity if far and _better(evidence, top, own, _LEAST, errors=2.5) else None
 
 
 def _apart(evidence: Evidence, best: Explained, view: View) -> bool:

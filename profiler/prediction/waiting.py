@@ -57,7 +57,7 @@ _LONG_GAP = 10
 """A standstill is a gap between two ends this many times the usual."""
 _EXPECTED = 12.0
 """A standstill is a gap in which this many calls should have ended."""
-_MOST = 30_000
+_MOST = 20_000
 """Calls that rules are compared on: of more, whole stretches of time of each trial."""
 _SAMPLE = 1_000
 """Calls in such a stretch, at least; a trial has up to `_STRETCHES` of them."""
@@ -224,13 +224,16 @@ class Evidence:
         key = (kind, capacity)
         if key not in self._services:
             timeline, scored = self.timeline, self.scored
-            services = timeline.services(kind, capacity)
-            known = np.full(services.size, self.resolution)
-            chance = np.zeros(services.size)
+            known = np.full(timeline.started.size, self.resolution)
+            chance = np.zeros(timeline.started.size)
+            if kind == "queue":
+                served = timeline.served_from(capacity) if capacity else timeline.started
+                services = (timeline.ended - served).astype(np.float64)
+                chance = timeline.chosen(served)
+            else:
+                services = timeline.services(kind, capacity)
             if kind == "share" and capacity is not None:
                 known *= timeline.speed_at_end(capacity)
-            elif kind == "queue":
-                chance = timeline.chosen(timeline.served_from(capacity) if capacity else timeline.started)
             self._services[key] = services[scored], known[scored], chance[scored]
         return self._services[key]
 
