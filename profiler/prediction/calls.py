@@ -42,8 +42,12 @@ class Calls:
     """The calls of one server in any order; times are ns of one monotonic clock.
 
     One row for each attempt that reached the server. `refused`: it was answered with 429, 503 or 529 because
-    of load. `group` numbers the trial that a row is of: drift is told from load by it. `retry_after`: the ns
-    that a refusal asked to wait, -1 without; None if no row has any.
+    of load. `group` numbers the trial that a row is of. `retry_after`: the ns that a refusal asked to wait,
+    -1 without; None if no row has any.
+
+    `block` and `level` of a row's trial, -1 where they are not known: trials of one level ran the same
+    strategy with the same number of users, so that slow drift over the blocks is told from load. `loop` is
+    the loop that a row is of: what is common to the calls of a loop is told from load by those of others.
     """
 
     started: Ints
@@ -51,6 +55,20 @@ class Calls:
     refused: Bools
     group: Ints
     retry_after: Ints | None = None
+    block: Ints | None = None
+    level: Ints | None = None
+    loop: Ints | None = None
+
+    def chosen(self, rows: Ints | Bools) -> Calls:
+        """These rows of it, in this order."""
+        optional = (self.retry_after, self.block, self.level, self.loop)
+        return Calls(
+            self.started[rows],
+            self.ended[rows],
+            self.refused[rows],
+            self.group[rows],
+            *(None if column is None else column[rows] for column in optional),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,22 @@ class Fitted:
     resolution_share: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """Block and level of each trial. Trials of one level ran the same strategy under the same load."""
+
+    block: dict[int, int]
+    level: dict[int, int]
+
+    @classmethod
+    def of(cls, run: Run) -> _Trials:
+        levels: dict[tuple[str, int], int] = {}
+        return cls(
+            {trial.index: trial.block for trial in run.trials},
+            {one.index: levels.setdefault((one.strategy, one.users), len(levels)) for one in run.trials},
+        )
+
+
 class _Rows:
     """The requests to one server, as columns under way."""
 
@@ -132,7 +148,7 @@ class _Rows:
         """Treat what was refused as if it had never come."""
         self.counted = ~np.array(self.refused, bool)
 
-    def calls(self) -> Calls:
+    def calls(self, trials: _Trials) -> Calls:
         kept = slice(None) if self.counted is None else self.counted
         return Calls(
             started=np.array(self.started, np.int64)[kept],
@@ -140,6 +156,9 @@ class _Rows:
             refused=np.array(self.refused, bool)[kept],
             group=np.array(self.group, np.int64)[kept],
             retry_after=np.array(self.retry_after, np.int64)[kept],
+            block=np.array([trials.block.get(trial, -1) for trial in self.group], np.int64)[kept],
+            level=np.array([trials.level.get(trial, -1) for trial in self.group], np.int64)[kept],
+            loop=np.array(self.loop, np.int64)[kept],
         )
 
 
@@ -185,15 +204,16 @@ def fit_run(
                 rows.tools[call.name] = None
                 rows_of_calls[number, place, position] = _add_call(rows, call, group, number)
     fits, services = [], {}
+    trials = _Trials.of(run)
     for name, rows in sorted(tools.items()):
-        fit, service = _fit_server(name, tuple(rows.tools), rows, seed)
+        fit, service = _fit_server(name, tuple(rows.tools), rows, trials, seed)
         fits.append(fit)
         services[name] = service
     requests = [round_.model for record in every for round_ in record.rounds if round_.model.asked]
     quota = fit_quotas(requests)
     if quota.limits and quota.unexplained <= UNEXPLAINED * max(1, quota.refused):
         model.without_refusals()  # the quota's: they say nothing about the load that the server can take
-    of_model, model_service = _fit_server(MODEL, (), model, seed)
+    of_model, model_service = _fit_server(MODEL, (), model, trials, seed)
     pace, model_pace = None, None
     if not recorded_order:
         pace = _take_out_pace([(tools[fit.name], services[fit.name]) for fit in fits])
@@ -313,8 +333,10 @@ def _add_call(rows: _Rows, call: ToolCall, group: int, loop: int) -> int:
     return row
 
 
-def _fit_server(name: str, tools: tuple[str, ...], rows: _Rows, seed: int) -> tuple[ServerFit, Ints]:
-    calls = rows.calls()
+def _fit_server(
+    name: str, tools: tuple[str, ...], rows: _Rows, trials: _Trials, seed: int
+) -> tuple[ServerFit, Ints]:
+    calls = rows.calls(trials)
     finding = identify(calls, seed=seed)
     turned_away = calls.refused
     refused_rows = np.array(rows.refused, bool)

@@ -24,6 +24,8 @@ ERRORS = 0.3
 """As the client counts them, it may be wrong about more."""
 FEWEST = 10
 """Refused calls from which a rule is looked for."""
+_CLEAR = 0.02
+"""With fewer errors than this, a number in flight explains the refusals and no rate is looked for."""
 _QUANTILES = np.concatenate((np.linspace(0, 0.01, 6), np.linspace(0.02, 0.5, 25)))
 _COUNTED = 10
 """Accepted calls that a rate is counted from, at least."""
@@ -207,3 +209,56 @@ def _busiest(order: Ints, refused: Bools, started: Ints) -> Ints:
 
 def _share_below(values: Ints, limits: Ints) -> Floats:
     return np.searchsorted(np.sort(values), limits, side="left") / values.size
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    threshold: Threshold | None
+    rate: Rate | None
+    known: bool
+    words: str
+
+
+def refusing(calls: Calls, others: Ints) -> Refusing:
+    refused = calls.refused
+    count = int(refused.sum())
+    if not count:
+        return Refusing(None, None, True, "")
+    if count < FEWEST:
+        return Refusing(None, None, False, f"{count} refusals, too few to tell what for")
+    found = threshold(calls, others)
+    rated = None
+    if found is None or found.errors > _CLEAR:
+        rated = rate(calls, np.ones(refused.size, dtype=np.bool_))
+    if found is not None and (rated is None or found.errors <= rated.errors):
+        return Refusing(found, None, True, "")
+    if rated is not None:
+        return Refusing(None, rated, True, "")
+    both = _both(calls, others)
+    if both is not None:
+        return both
+    share = count / refused.size
+    words = f"{share:.0%} of the calls are refused, for neither their number in flight nor their rate"
+    return Refusing(None, None, False, words)
+
+
+def _both(calls: Calls, others: Ints) -> Refusing | None:
+    """A capacity that no accepted call exceeds, and a rate that explains the refusals below it."""
+    refused = calls.refused
+    fewest, most = bounds_in_flight(calls)
+    least = int(np.quantile(fewest[~refused], 0.999)) + 1
+    tried = np.arange(least, max(least, int(np.quantile(others[~refused], 0.999))) + 2)
+    wrong = [
+        (~refused & (others >= at)).sum() + (refused & (others >= least) & (others < at)).sum()
+        for at in tried
+    ]
+    at = int(tried[int(np.argmin(wrong))])
+    above = refused & (others >= at)
+    near = (others < at) & (others >= at - max(3, at // 10))
+    # Near the capacity calls are accepted, at it none are.
+    if above.sum() < 2 * FEWEST or not near.any() or np.mean(~refused[near]) < 0.3:
+        return None
+    rated = rate(calls, ~refused | (refused & (most < at)))
+    if rated is None:
+        return None
+    return Refusing(Threshold(at, at, at, 0.0, above), rated, True, "")

@@ -7,17 +7,19 @@ other half of the calls (cross-validation), in a logarithmic scale. By the mean 
 probability the true rule comes first (Gibbs' inequality), across kinds too: a queue against sharing, one
 capacity against another, any of them against none.
 
-Beside the plain likelihood there is one that takes the median of each stretch of time out. It cannot see what
-changes from stretch to stretch, hence no drift: what it tells apart is due to the load within a stretch.
+Beside the likelihood of the whole there are others, each without what something else than the load may be the
+reason for (`View`): they tell whether the load alone is enough to tell the rules apart.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from profiler.prediction.calls import Bools, Floats, Ints, Kind, Timeline
+from profiler.prediction.calls import Bools, Calls, Floats, Ints, Kind, Timeline
+from profiler.prediction.centring import OwnCalls, Repeated, medians, stretches
 
 TOLERANCE_NS = 2e6
 """By how much a client may see a call end before its service began: what the network adds, unevenly."""
@@ -37,20 +39,28 @@ _STRETCH = 250
 """Calls in a stretch of time of one trial, at least."""
 _STRETCHES = 8
 """Stretches of a trial, at most."""
+View = Literal["whole", "stretch", "drift", "steps", "own"]
+"""What is taken out of services. `stretch`: the median of each stretch of time of a trial, with all that
+changes from one to the next. `drift` and `steps`: the effect of time, slow or from block to block. `own`: the
+median of the calls of which as many of the same loop ran together."""
 
 
 _LOADS = 30
 """Numbers in flight, or ranges of them, that durations may depend on in any way."""
 _DIFFERS = 0.1
 """The order of calls matters where services of those together began further apart: a share of a usual one."""
+_SAME = 0.1
+"""Two rules say the same of a call if its services differ by less than this share of the resolution."""
 _GAPS = 100
 """Gaps between ends that are looked at in a trial: the longest."""
 _LONG_GAP = 10
 """A standstill is a gap between two ends this many times the usual."""
 _EXPECTED = 12.0
 """A standstill is a gap in which this many calls should have ended."""
-_MOST = 30_000
-"""Calls that rules are compared on: of more, the first ones of each trial."""
+_MOST = 20_000
+"""Calls that rules are compared on: of more, whole stretches of time of each trial."""
+_SAMPLE = 1_000
+"""Calls in such a stretch, at least; a trial has up to `_STRETCHES` of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +79,22 @@ class Explained:
 class Evidence:
     """Scores rules on one timeline; rules that were scored before are not scored again.
 
-    Not every call of the timeline is scored: `scored` are its first calls of each trial, the others are there
-    since they were in flight beside them. All other arrays are of the scored ones. With `within` set, what
-    changes from stretch to stretch does not count.
+    Not every call of the timeline is scored: of many, `scored` are those of some stretches of time of each
+    trial, the others are there since they were in flight beside them. All other arrays are of the scored
+    ones. What `view` takes out does not count.
     """
 
     timeline: Timeline
-    group: Ints
+    calls: Calls
     scored: Bools
-    within: bool = False
+    view: View = "whole"
     started: Ints = field(init=False)
     others: Ints = field(init=False)
     durations: Ints = field(init=False)
     block: Ints = field(init=False)
+    repeated: Repeated | None = field(init=False)
+    own: OwnCalls | None = field(init=False, default=None)
+    loop: Ints | None = field(init=False, default=None)
     possible: dict[tuple[Kind, int | None], bool] = field(init=False, default_factory=dict)
     resolution: float = field(init=False)
     _stretch: Ints = field(init=False)
@@ -89,64 +102,72 @@ class Evidence:
     _services: dict[tuple[Kind, int | None], tuple[Floats, Floats, Floats]] = field(
         init=False, default_factory=dict
     )
-    _explained: dict[tuple[Kind, int | None, bool], Explained] = field(init=False, default_factory=dict)
+    _explained: dict[tuple[Kind, int | None, View], Explained] = field(init=False, default_factory=dict)
     _offset: float = field(init=False)
 
     @classmethod
-    def of_calls(cls, started: Ints, ended: Ints, group: Ints) -> Evidence:
-        timeline = Timeline.of(started, ended)
-        group = group[timeline.order]
-        scored = np.ones(group.size, dtype=np.bool_)
-        if group.size > _MOST:
-            kept = np.zeros(group.size, dtype=np.bool_)
-            for each in np.unique(group):
-                rows = np.flatnonzero(group == each)
-                count = max(1, rows.size * _MOST // group.size)
-                scored[rows[count:]] = False
-                until = timeline.ended[rows[:count]].max()
-                beside = int(np.searchsorted(timeline.started[rows], until, side="right"))
-                kept[rows[: min(beside, 2 * count)]] = True
-            scored, group = scored[kept], group[kept]
+    def of_calls(cls, calls: Calls) -> Evidence:
+        """Of calls that were accepted."""
+        timeline = Timeline.of(calls.started, calls.ended)
+        calls = calls.chosen(timeline.order)
+        scored, kept = _sampled(timeline, calls.group)
+        if not kept.all():
+            calls, scored = calls.chosen(kept), scored[kept]
             timeline = Timeline.of(timeline.started[kept], timeline.ended[kept])
-        return cls(timeline, group, scored)
+        return cls(timeline, calls, scored)
 
     def __post_init__(self) -> None:
         self.started = self.timeline.started[self.scored]
         self.others = self.timeline.others[self.scored]
         self.durations = self.timeline.durations[self.scored]
-        group = self.group[self.scored]
-        self.block = parts(group, max(20, group.size // _BLOCKS), _BLOCKS)
-        self._stretch = parts(group, _STRETCH, _STRETCHES)
+        calls = self.calls.chosen(self.scored)
+        self.block = stretches(calls.group, max(20, calls.group.size // _BLOCKS), _BLOCKS)
+        self._stretch = stretches(calls.group, _STRETCH, _STRETCHES)
+        self.repeated = Repeated.of(calls.started, calls.block, calls.level)
+        if self.calls.loop is not None and calls.loop is not None:
+            own = OwnCalls.of(self.timeline.started, self.timeline.ended, self.calls.loop)
+            self.own = OwnCalls(own.together[self.scored], own.in_flight[self.scored])
+            self.loop = np.unique(calls.loop, return_inverse=True)[1].astype(np.int64)
         self._half = self.block % 2 == 0
         short = float(np.quantile(self.durations, 0.1))
         self.resolution = max(RESOLUTION_NS, RESOLUTION * short)
         self._offset = max(RESOLUTION_NS, short / 4)
 
-    def of(self, kind: Kind, capacity: int | None = None, *, within: bool | None = None) -> Explained:
-        within = self.within if within is None else within
-        key = (kind, capacity, within)
+    def of(self, kind: Kind, capacity: int | None = None, *, view: View | None = None) -> Explained:
+        view = view or self.view
+        key = (kind, capacity, view)
         if key not in self._explained:
-            self._explained[key] = self._explain(kind, capacity, within)
+            self._explained[key] = self._explain(kind, capacity, view)
         return self._explained[key]
 
     def tried(self, kind: Kind) -> list[int]:
         """The capacities that were scored."""
         return sorted(
             capacity
-            for known, capacity, within in self._explained
-            if known == kind and capacity is not None and within == self.within
+            for known, capacity, view in self._explained
+            if known == kind and capacity is not None and view == self.view
         )
 
-    def _explain(self, kind: Kind, capacity: int | None, within: bool) -> Explained:
+    def _explain(self, kind: Kind, capacity: int | None, view: View) -> Explained:
         services, resolution, order = self._served(kind, capacity)
         possible = services >= -np.maximum(TOLERANCE_NS, TOLERANCE * self.durations)
         # What an end that is known to +- `resolution` says of the service.
         logs, below, above = (self.scaled(services + step) for step in (0.0, -resolution, resolution))
-        if within:
-            centre = _medians(logs, self._stretch, possible)
+        if view != "whole":
+            centre = self.centre(logs, view, possible)
             logs, below, above = logs - centre, below - centre, above - centre
         likelihood = self._probabilities(logs, below, above, possible) + order
         return Explained(kind, capacity, services, likelihood, float(np.mean(~possible)))
+
+    def centre(self, logs: Floats, view: View, usable: Bools) -> Floats:
+        """What a view takes out of each of these logarithms of services."""
+        if view == "stretch":
+            return medians(logs, self._stretch, usable)
+        if view == "own" and self.own is not None:
+            return medians(logs, self.own.parts(), usable)
+        if view in ("drift", "steps") and self.repeated is not None:
+            return self.repeated.of_time(logs, slow=view == "drift")
+        return np.zeros(logs.size)
 
     def by_load(self, most: int) -> Explained:
         """Durations that depend in any way on the number in flight at the start: no rule, but one to beat."""
@@ -157,9 +178,12 @@ class Evidence:
         edges = np.unique(np.quantile(self.others, np.linspace(0, 1, min(most, _LOADS) + 1)[1:-1]))
         part = np.searchsorted(edges, self.others, side="right").astype(np.int64)
         every = np.ones(part.size, dtype=np.bool_)
-        centre = _medians(logs, part, every)
-        if self.within:
-            centre += _medians(logs - centre, self._stretch, every)
+        centre = medians(logs, part, every)
+        for half in (False, True):
+            learned, rows = self._half != half, self._half == half
+            known = rows & np.isin(part, part[learned])
+            centre[known] = medians(logs, part, learned)[known]
+        centre += self.centre(logs - centre, self.view, every)
         likelihood = self._probabilities(logs - centre, below - centre, above - centre, every)
         return Explained("none", None, services, likelihood, 0.0)
 
@@ -170,7 +194,7 @@ class Evidence:
         durations of all say (Nelson and Aalen's cumulative hazard).
         """
         hit = np.zeros(self.durations.size, dtype=np.bool_)
-        group = self.group[self.scored]
+        group = self.calls.group[self.scored]
         started, ended = self.timeline.started[self.scored], self.timeline.ended[self.scored]
         for each in np.unique(group):
             rows = group == each
@@ -200,13 +224,16 @@ class Evidence:
         key = (kind, capacity)
         if key not in self._services:
             timeline, scored = self.timeline, self.scored
-            services = timeline.services(kind, capacity)
-            known = np.full(services.size, self.resolution)
-            chance = np.zeros(services.size)
+            known = np.full(timeline.started.size, self.resolution)
+            chance = np.zeros(timeline.started.size)
+            if kind == "queue":
+                served = timeline.served_from(capacity) if capacity else timeline.started
+                services = (timeline.ended - served).astype(np.float64)
+                chance = timeline.chosen(served)
+            else:
+                services = timeline.services(kind, capacity)
             if kind == "share" and capacity is not None:
                 known *= timeline.speed_at_end(capacity)
-            elif kind == "queue":
-                chance = timeline.chosen(timeline.served_from(capacity) if capacity else timeline.started)
             self._services[key] = services[scored], known[scored], chance[scored]
         return self._services[key]
 
@@ -248,11 +275,26 @@ class Evidence:
         differs[timeline.turn] = np.repeat(spread > _DIFFERS * np.median(services), sizes)
         return int((differs[self.scored] & (self.others >= capacity)).sum())
 
-    def gain(self, better: Explained, worse: Explained) -> tuple[float, float]:
-        """By how much the log likelihood of all calls is higher, and its standard error (over blocks)."""
+    def gain(self, better: Explained, worse: Explained, *, touched: bool = False) -> tuple[float, float]:
+        """By how much the log likelihood is higher, and its standard error; of those `touched`, the calls of
+        which the two say different things, or of all.
+
+        Calls of one stretch of time count as one for the error, or those of one loop, by which it is larger.
+        """
         difference = better.likelihood - worse.likelihood
-        sums = np.bincount(self.block, weights=difference)
-        return float(difference.sum()), float(np.std(sums) * np.sqrt(sums.size))
+        if touched:
+            same = np.abs(better.services - worse.services) < _SAME * self.resolution
+            difference = np.where(same, 0.0, difference)
+        errors = [
+            float(np.std(sums) * np.sqrt(sums.size))
+            for sums in (np.bincount(part, weights=difference) for part in self.clusters)
+        ]
+        return float(difference.sum()), max(errors)
+
+    @property
+    def clusters(self) -> list[Ints]:
+        """Numberings of the calls by what makes them alike."""
+        return [self.block] if self.loop is None else [self.block, self.loop]
 
 
 def _under(below_edge: Floats, at: Floats) -> Floats:
@@ -263,22 +305,22 @@ def _under(below_edge: Floats, at: Floats) -> Floats:
     return share
 
 
-def parts(group: Ints, least: int, most: int) -> Ints:
-    """Numbers stretches of neighbouring rows of one group: `least` rows or more, at most `most` a group."""
-    numbers = np.empty(group.size, dtype=np.int64)
-    made = 0
-    for one in np.unique(group):
-        rows = np.flatnonzero(group == one)
-        count = int(np.clip(rows.size // least, 1, most))
-        numbers[rows] = made + np.arange(rows.size) * count // rows.size
-        made += count
-    return numbers
-
-
-def _medians(values: Floats, part: Ints, usable: Bools) -> Floats:
-    """Of each row the median of its part."""
-    medians = np.zeros(int(part.max(initial=0)) + 1)
-    for one in range(medians.size):
-        chosen = values[(part == one) & usable]
-        medians[one] = np.median(chosen) if chosen.size else 0.0
-    return medians[part]
+def _sampled(timeline: Timeline, group: Ints) -> tuple[Bools, Bools]:
+    """The calls to score, and those with them that were in flight beside."""
+    size = group.size
+    scored = np.ones(size, dtype=np.bool_)
+    if size <= _MOST:
+        return scored, scored
+    scored, kept = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+    for each in np.unique(group):
+        rows = np.flatnonzero(group == each)
+        count = max(1, rows.size * _MOST // size)
+        pieces = int(np.clip(count // _SAMPLE, 1, _STRETCHES))
+        for first in np.arange(pieces) * rows.size // pieces:
+            piece = rows[first : first + max(1, count // pieces)]
+            scored[piece] = True
+            until = timeline.ended[piece].max()
+            before, after = rows[:first], rows[first : first + 2 * piece.size]
+            kept[before[timeline.ended[before] > timeline.started[piece[0]]]] = True
+            kept[after[timeline.started[after] <= until]] = True
+    return scored, kept

@@ -508,6 +508,6 @@ def test_plan_of_a_recording_to_predict_from_has_its_ladder(
     monkeypatch.setattr(experiment, "run_experiment", started)
     assert main(["compare", "--for-prediction", "--users", "40", "--arrivals", "4/s"]) == 3
     (only,) = asked
-    assert only.options.levels == (5, 10, 20, 40, 60)
+    assert only.options.levels == (5, 10, 20, 40, 80)
     assert [*map(str, only.options.strategies)] == ["gathered", "sequential"]
     assert "with 5, 10, 20, 40, 60 agents" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from profiler.arrivals import Arrivals
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.messages import (
     Begin,
@@ -22,7 +23,7 @@ from profiler.load.messages import (
     TrialState,
 )
 from profiler.load.options import LoadOptions
-from profiler.load.plan import Arrivals, PlannedTrial
+from profiler.load.plan import PlannedTrial
 from profiler.load.workers import Workers
 from profiler.rundir import ClientCapacity, ClientHealth, Spent
 

@@ -123,17 +123,20 @@ def simulate(
     correlated: float = 0.0,
     uneven: float = 0.0003,
     drift: Callable[[float], float] = lambda now: 1.0,
+    block: int | None = None,
+    wider: float = 0.0,
 ) -> tuple[Calls, np.ndarray]:
     """The calls of trials with each number of agents in turn, from empty until drained; and the true work.
 
     Loops of three rounds, each of 1 to 2 `fan` - 1 calls that start almost together, and a model that takes
     about as long as a call. `limit` calls at once leave the clients. Calls of a loop have a common factor
     (lognormal, sigma `correlated`); what a client sees is late by `uneven` seconds on average. Refused calls
-    are tried again, three times.
+    are tried again, three times. A `block` has so many trials, of the same levels as every other block. Calls
+    of rounds with k calls take k ** `wider` times as long.
     """
     chance = random.Random(seed)
     numbers = count()
-    rows: list[tuple[float, float, bool, int, float]] = []
+    rows: list[tuple[float, float, bool, int, int, float]] = []
 
     def run(trial: int, agents: int, begun: float) -> float:
         events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -160,6 +163,7 @@ def simulate(
                 loop.open = chance.randint(1, 2 * fan - 1)
                 for n in range(loop.open):
                     work = service(chance, distribution) * mean * loop.factor * drift(now)
+                    work *= (loop.open / fan) ** wider
                     at(now + n * 2e-5, queued(Call(loop, work)))
 
             return it
@@ -193,7 +197,7 @@ def simulate(
 
         def refused(call: Call, retry: float) -> Callable[[float], None]:
             def it(now: float) -> None:
-                rows.append((call.started, now, True, trial, -1.0))
+                rows.append((call.started, now, True, trial, call.loop.number, -1.0))
                 call.tries += 1
                 if call.tries > 3:
                     over(call, now)
@@ -205,7 +209,7 @@ def simulate(
 
         def ended(call: Call) -> Callable[[float], None]:
             def it(now: float) -> None:
-                rows.append((call.started, now, False, trial, call.work))
+                rows.append((call.started, now, False, trial, call.loop.number, call.work))
                 over(call, now)
 
             return it
@@ -244,8 +248,12 @@ def simulate(
     for trial, agents in enumerate(levels):
         begun = run(trial, agents, begun)
     chance.shuffle(rows)
-    started, ended_at, was_refused, group, work = (np.array(column) for column in zip(*rows, strict=True))
-    calls = Calls(ns(started), ns(ended_at), was_refused.astype(bool), group.astype(np.int64))
+    started, ended_at, was_refused, group, loop, work = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
+    group = group.astype(np.int64)
+    blocks = {} if block is None else {"block": group // block, "level": group % block}
+    calls = Calls(ns(started), ns(ended_at), was_refused.astype(bool), group, loop=loop, **blocks)
     return calls, work[~calls.refused] * 1e9
 
 
