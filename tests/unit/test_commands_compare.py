@@ -510,4 +510,4 @@ def test_plan_of_a_recording_to_predict_from_has_its_ladder(
     (only,) = asked
     assert only.options.levels == (5, 10, 20, 40, 80)
     assert [*map(str, only.options.strategies)] == ["gathered", "sequential"]
-    assert "with 5, 10, 20, 40, 60 agents" in capsys.readouterr().err
+    assert "with 5, 10, 20, 40, 80 agents" in capsys.readouterr().err
