@@ -201,23 +201,33 @@ def limits_of(fitted: Fitted, predicted: Sequence[Predicted]) -> tuple[str, ...]
 
 def _server_words(fit: ServerFit) -> str:
     finding = fit.finding
-    calls = f"{fit.calls:,} {'requests' if not fit.tools else 'calls'}"
-    seen = f"{finding.seen[1]:.0f} in flight at most"
-    known = "" if finding.identified else "NOT KNOWN: "
-    return f"{fit.name} ({calls}, {seen}): {known}{finding.sentence}"
+    calls = f"{fit.calls:,} {'call' if fit.tools else 'request'}{'' if fit.calls == 1 else 's'}"
+    # The most that were seen, which may be more than what is known about: the sentence says that.
+    seen = f"{max(int(finding.seen[1]), fit.busiest)} in flight in the busiest trial"
+    if finding.identified:
+        return f"{fit.name} ({calls}, {seen}): {finding.sentence}"
+    return f"{fit.name} ({calls}, {seen}): NOT KNOWN: {'; '.join((finding.sentence, *finding.warnings))}"
 
 
-def record_words(run: Run, asked: Asked, predicted: Sequence[Predicted]) -> tuple[str, ...]:
-    """The command that records what is missing where something was refused: a ladder past what was asked."""
+def record_words(
+    run: Run, asked: Asked, predicted: Sequence[Predicted], *, invalid: bool = False
+) -> tuple[str, ...]:
+    """What to record where something was refused: a ladder past what was asked, as a command.
+
+    `invalid`: figures of this recording describe its client, so that the same again would not help.
+    """
     if not any(one.refused for one in predicted):
         return ()
     most = max(asked.levels)
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
     if run.recording is not None:  # how another program is run, nobody here knows
-        return (f"loops of {levels} agents at once, as this was recorded",)
+        return (f"the same agent, in the same way, with {levels} loops under way at once",)
     kept = _without(run.repeat, ("--levels", "--blocks"))
-    return (shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept]),)
+    command = shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept])
+    return (*((IDLE,) if invalid else ()), command)
 
+
+IDLE = "on a machine that does nothing else: figures of this recording are invalid, and may hide what a server does"
 
 LADDER = (0.25, 0.5, 1.0, 1.5)
 """The loads of a ladder that is to be recorded, by the highest that was asked about."""
@@ -249,8 +259,9 @@ def answer_of(
     capacities: Sequence[Capacity] = (),
     changed: Sequence[str] = (),
     warned: Sequence[str] = (),
+    invalid: Sequence[str] = (),
 ) -> Answer:
-    """The whole answer."""
+    """The whole answer. `invalid` says which figures of the recording are, `warned` what else to know."""
     levels = levels_of(asked, predicted, objective)
     top = levels[-1]
     verdicts = [verdict for level in levels for verdict in level.verdicts[:MOST_NAMED]]
@@ -275,7 +286,7 @@ def answer_of(
         blocks=asked.trials.blocks,
         replicates=replicates,
         strategies=top.strategies,
-        warnings=(*map(Said, warned), *warnings(predicted)),
+        warnings=(*map(Said, (*invalid, *warned)), *warnings(predicted)),
         refused=refusals(predicted),
         verdicts=tuple(verdicts),
         objective=None if objective is None else objective.text,
@@ -283,7 +294,7 @@ def answer_of(
         curves=tuple(curves),
         capacities=tuple(capacities),
         limits=limits_of(fitted, predicted),
-        record=record_words(run, asked, predicted),
+        record=record_words(run, asked, predicted, invalid=bool(invalid)),
         changed=tuple(changed),
     )
 

@@ -23,7 +23,9 @@ _BAR = 16
 
 def render_prediction(answer: Answer, width: int = 80, color: bool = False) -> str:
     """The answer as text: warnings, what is better, figures, what is outside the recording, its limits."""
-    return rendered(_prediction(answer, width), width, color)
+    text = rendered(_prediction(answer, width), width, color)
+    # Not wrapped: a command is to be copied.
+    return text + "".join(f"  {clean(line, 4096)}\n" for line in answer.record)
 
 
 def _prediction(answer: Answer, width: int) -> Iterator[RenderableType]:
@@ -52,9 +54,8 @@ def _prediction(answer: Answer, width: int) -> Iterator[RenderableType]:
     for line in answer.limits:
         yield Text(clean(line, _LONGEST))
     yield Text(_rests_on(answer))
-    for line in answer.record:
+    if answer.record:
         yield Text("to know more, record:")
-        yield Text(f"  {clean(line, 4096)}", no_wrap=True, overflow="ignore")
 
 
 def _label(answer: Answer) -> str:
@@ -148,13 +149,18 @@ def between(low: float, high: float, words: Any) -> str:
 def _rests_on(answer: Answer) -> str:
     recorded = answer.recorded
     loads = ", ".join(map(str, recorded.levels))
-    text = f"fitted to {recorded.loops:,} recorded loops with {recorded.tool_calls:,} tool calls"
+    text = f"fitted to {_counted(recorded.loops, 'recorded loop')} with "
+    text += _counted(recorded.tool_calls, "tool call")
     if recorded.strategies:
         text += f" of {', '.join(clean(name) for name in recorded.strategies[:6])}"
         text += " and more" if len(recorded.strategies) > 6 else ""
     if loads:
         text += f" under {loads} agents" if answer.load.arrivals is None else f" ({loads} agents)"
     return "; ".join([text, *answer.changed])
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def chart(answer: Answer) -> list[str]:
@@ -246,7 +252,7 @@ def _check(checked: Checked) -> Iterator[RenderableType]:
         yield Text("each: the error, and what was measured; !: that is outside the band")
     for cell in checked.cells:
         for sentence in cell.refused[:1]:
-            said = f"outside the recording: without {clean(cell.left_out)}, {cell_words(cell)}: "
+            said = f"outside what is left without {clean(cell.left_out)}: {cell_words(cell)}: "
             yield Text(said + clean(sentence, _LONGEST), style="yellow")
 
 
@@ -267,8 +273,8 @@ def checked_figures(checked: Checked) -> list[str]:
 
 
 def cell_words(cell: CheckedCell) -> str:
-    """`gathered, 40 agents`."""
-    return f"{clean(cell.strategy)}, {counted(cell.users, 'agent')}"
+    """`gathered with 40 agents`."""
+    return f"{clean(cell.strategy)} with {counted(cell.users, 'agent')}"
 
 
 def error_words(one: CheckedFigure) -> str:

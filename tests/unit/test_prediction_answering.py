@@ -140,7 +140,7 @@ def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     assert record_words(of, asked(40), CELLS) == ()
     elsewhere = run([], recording=Recording("import"))
     assert record_words(elsewhere, asked(40), cells) == (
-        "loops of 10,20,40,60 agents at once, as this was recorded",
+        "the same agent, in the same way, with 10,20,40,60 loops under way at once",
     )
 
 
@@ -163,7 +163,7 @@ def test_text_says_warnings_first_and_that_nothing_was_run() -> None:
     assert next(line.split() for line in lines if line.startswith(" semaphore:8"))[1:] == ["–"] * 5
     text = "\n".join(lines)
     assert "outside the recording: semaphore:8 (20 agents): never above 30 in flight" in text
-    assert "fetch (1,000 calls, 50 in flight at most): NOT KNOWN: none it is" in text
+    assert "fetch (1,000 calls, 50 in flight in the busiest trial): NOT KNOWN: none it is" in text
     assert lines[-1] == "  profiler compare --for-prediction --levels 5,10,20,30 --scenario crowded"
 
 
