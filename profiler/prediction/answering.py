@@ -20,7 +20,9 @@ from profiler.prediction.capacity import Capacity
 from profiler.prediction.fitting import Fitted, ServerFit
 from profiler.prediction.predict import Predicted
 from profiler.prediction.ranking import Pair, ranking
+from profiler.prediction.support import of_question
 from profiler.rundir import Load, Run
+from profiler.statistics.comparison import RELEVANT_FAILURES
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import LEVELS, Quantiles
 
@@ -73,10 +75,29 @@ def levels_of(
 
 def verdicts_of(predicted: Sequence[Predicted], where: str = "") -> tuple[Better, ...]:
     """The best strategy under one load against the others, the hardest to tell first."""
+    failing = {
+        one.question.strategy.text: one.figures["failure_rate"].value or 0.0
+        for one in predicted
+        if "failure_rate" in one.figures
+    }
     return tuple(
-        Better(one.strategy, one.baseline, one.metric, one.certainty, one.told, where + _sentence(one))
+        Better(
+            one.strategy,
+            one.baseline,
+            one.metric,
+            one.certainty,
+            one.told,
+            where + _sentence(one) + _failures(failing[one.strategy], failing[one.baseline]),
+        )
         for one in ranking(predicted)
     )
+
+
+def _failures(mine: float, others: float) -> str:
+    """That more loops of the better strategy fail, where they do: goodput alone hides it."""
+    if mine - others < RELEVANT_FAILURES:
+        return ""
+    return f", but {mine * 100:.0f} % of its loops fail, against {others * 100:.0f} %"
 
 
 def _sentence(one: Pair) -> str:
@@ -180,7 +201,7 @@ def band_words(fitted: Fitted, predicted: Sequence[Predicted]) -> str | None:
     loops = min((one.figures["throughput"].value or 0.0) * seconds for one in every)
     recorded = len({loop.cluster for loop in fitted.loops})
     of_recording = loops / (loops + recorded)
-    of = f"a run has {loops:,.0f} loops or more in {seconds:.3g} s, {recorded:,} different ones were recorded"
+    of = f"a run of {seconds:.3g} s has {loops:,.0f} or more loops, {recorded:,} different ones were recorded"
     if of_recording >= MOSTLY:
         return f"the bands are mostly what the recording leaves open ({of}): record more loops"
     if of_recording <= 1 - MOSTLY:
@@ -210,15 +231,18 @@ def _server_words(fit: ServerFit) -> str:
 
 
 def record_words(
-    run: Run, asked: Asked, predicted: Sequence[Predicted], *, invalid: bool = False
+    fitted: Fitted, asked: Asked, predicted: Sequence[Predicted], *, invalid: bool = False
 ) -> tuple[str, ...]:
     """What to record where something was refused: a ladder past what was asked, as a command.
 
     `invalid`: figures of this recording describe its client, so that the same again would not help.
     """
-    if not any(one.refused for one in predicted):
+    run = fitted.run
+    # A longer ladder tells no more of what is asked in itself: a tool without calls, eager calls.
+    if all(set(one.refused) <= {*of_question(fitted, one.question.strategy)} for one in predicted):
         return ()
-    most = max(asked.levels)
+    # Past what was recorded, too: the same ladder again would show the same.
+    most = max(*asked.levels, *recorded_levels(run))
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
     if run.recording is not None:  # how another program is run, nobody here knows
         return (f"the same agent, in the same way, with {levels} loops under way at once",)
@@ -230,7 +254,7 @@ def record_words(
 IDLE = "on a machine that does nothing else: figures of this recording are invalid, and may hide what a server does"
 
 LADDER = (0.25, 0.5, 1.0, 1.5)
-"""The loads of a ladder that is to be recorded, by the highest that was asked about."""
+"""The loads of a ladder that is to be recorded, by the highest that was asked about or recorded."""
 
 
 def _without(words: Sequence[str], flags: Collection[str]) -> list[str]:
@@ -294,7 +318,7 @@ def answer_of(
         curves=tuple(curves),
         capacities=tuple(capacities),
         limits=limits_of(fitted, predicted),
-        record=record_words(run, asked, predicted, invalid=bool(invalid)),
+        record=record_words(fitted, asked, predicted, invalid=bool(invalid)),
         changed=tuple(changed),
     )
 
