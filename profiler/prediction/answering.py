@@ -242,7 +242,7 @@ def record_words(
     if all(set(one.refused) <= {*of_question(fitted, one.question.strategy)} for one in predicted):
         return ()
     # Past what was recorded, too: the same ladder again would show the same.
-    most = max(*asked.levels, *recorded_levels(run))
+    most = max((*asked.levels, *recorded_levels(run)))
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
     if run.recording is not None:  # how another program is run, nobody here knows
         return (f"the same agent, in the same way, with {levels} loops under way at once",)
@@ -251,7 +251,7 @@ def record_words(
     return (*((IDLE,) if invalid else ()), command)
 
 
-IDLE = "on a machine that does nothing else: figures of this recording are invalid, and may hide what a server does"
+IDLE = "on a machine that does nothing else: figures of this recording are invalid"
 
 LADDER = (0.25, 0.5, 1.0, 1.5)
 """The loads of a ladder that is to be recorded, by the highest that was asked about or recorded."""

@@ -224,13 +224,16 @@ _WORDS: dict[str, Callable[[float | None], str]] = {
 
 def render_check(checked: Checked, width: int = 80, color: bool = False) -> str:
     """The check as text: how good it is in sentences, then predicted against measured, cell by cell."""
-    return rendered(_check(checked), width, color)
+    return rendered(_check(checked, width), width, color)
 
 
-def _check(checked: Checked) -> Iterator[RenderableType]:
+def _check(checked: Checked, width: int) -> Iterator[RenderableType]:
     for sentence in checked.sentences:
         yield Text(clean(sentence, _LONGEST), style="bold")
     shown = checked_figures(checked)
+    if width < _WIDE and len(shown) >= len(FIGURES):
+        shown.remove("p99")  # there is no room for all of them; the report has it
+    longest = max((len(clean(cell.strategy)) for cell in checked.cells), default=0)
     before = ""
     table = None
     for cell in checked.cells:
@@ -242,7 +245,7 @@ def _check(checked: Checked) -> Iterator[RenderableType]:
             before = cell.left_out
             yield Text(f"without {clean(before)}, predicted from the others:")
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-            table.add_column("strategy", max_width=22, overflow="fold")
+            table.add_column("strategy", min_width=min(14, longest), max_width=22, overflow="fold")
             for heading in ("agents", *(FIGURES[name] for name in shown)):
                 table.add_column(heading, justify="right", no_wrap=True)
         one = [_checked(cell.figures.get(name), name) for name in shown]

@@ -147,7 +147,7 @@ def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     assert record_words(of, asked(40), cells) == (command,)
     assert record_words(of, asked(40), cells, invalid=True) == (IDLE, command)
     assert record_words(of, asked(40), CELLS) == ()
-    elsewhere = fitted(run([], recording=Recording("import")))
+    elsewhere = fitted(run([], recording=Recording("import"), load=Load("open", 0)))
     assert record_words(elsewhere, asked(40), cells) == (
         "the same agent, in the same way, with 10,20,40,60 loops under way at once",
     )
