@@ -20,7 +20,7 @@ from profiler.prediction.capacity import Capacity
 from profiler.prediction.fitting import Fitted, ServerFit
 from profiler.prediction.predict import Predicted
 from profiler.prediction.ranking import Pair, ranking
-from profiler.prediction.support import of_question
+from profiler.prediction.support import of_question, of_recording
 from profiler.rundir import Load, Run
 from profiler.statistics.comparison import RELEVANT_FAILURES
 from profiler.statistics.objectives import Objective
@@ -224,7 +224,7 @@ def _server_words(fit: ServerFit) -> str:
     finding = fit.finding
     calls = f"{fit.calls:,} {'call' if fit.tools else 'request'}{'' if fit.calls == 1 else 's'}"
     # The most that were seen, which may be more than what is known about: the sentence says that.
-    seen = f"{max(int(finding.seen[1]), fit.busiest)} in flight in the busiest trial"
+    seen = f"{max(int(finding.seen[1]), fit.busiest)} in flight at the busiest"
     if finding.identified:
         return f"{fit.name} ({calls}, {seen}): {finding.sentence}"
     return f"{fit.name} ({calls}, {seen}): NOT KNOWN: {'; '.join((finding.sentence, *finding.warnings))}"
@@ -238,13 +238,16 @@ def record_words(
     `invalid`: figures of this recording describe its client, so that the same again would not help.
     """
     run = fitted.run
-    # A longer ladder tells no more of what is asked in itself: a tool without calls, eager calls.
-    if all(set(one.refused) <= {*of_question(fitted, one.question.strategy)} for one in predicted):
+    # No ladder tells more of what is asked in itself (a tool without calls, eager calls), nor of a recording
+    # of another program without times: those reasons say what to do.
+    elsewhere = run.recording is not None
+    said = of_recording(fitted) if elsewhere else ()
+    if all(set(one.refused) <= {*said, *of_question(fitted, one.question.strategy)} for one in predicted):
         return ()
     # Past what was recorded, too: the same ladder again would show the same.
     most = max((*asked.levels, *recorded_levels(run)))
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
-    if run.recording is not None:  # how another program is run, nobody here knows
+    if elsewhere:  # how another program is run, nobody here knows
         return (f"the same agent, in the same way, with {levels} loops under way at once",)
     kept = _without(run.repeat, ("--levels", "--blocks"))
     command = shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept])

@@ -21,7 +21,7 @@ from profiler.prediction.asking import Asked
 from profiler.prediction.engine import Trials
 from profiler.prediction.predict import Predicted
 from profiler.prediction.servers import Rule
-from profiler.prediction.support import of_question
+from profiler.prediction.support import of_question, of_recording
 from profiler.report.prediction import bars, between, render_prediction
 from profiler.report.text import duration, percent
 from profiler.rundir import Load, Recording
@@ -151,6 +151,8 @@ def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     assert record_words(elsewhere, asked(40), cells) == (
         "the same agent, in the same way, with 10,20,40,60 loops under way at once",
     )
+    of_elsewhere = [predicted("gathered", 40, refused=of_recording(elsewhere))]
+    assert record_words(elsewhere, asked(40), of_elsewhere) == ()
     (eager,) = parse_strategies("eager")
     no_ladder_tells_more = [predicted("eager", 40, refused=of_question(of, eager))]
     assert record_words(of, asked(40), no_ladder_tells_more) == ()
@@ -175,7 +177,7 @@ def test_text_says_warnings_first_and_that_nothing_was_run() -> None:
     assert next(line.split() for line in lines if line.startswith(" semaphore:8"))[1:] == ["–"] * 5
     text = "\n".join(lines)
     assert "outside the recording: semaphore:8 (20 agents): never above 30 in flight" in text
-    assert "fetch (1,000 calls, 50 in flight in the busiest trial): NOT KNOWN: none it is" in text
+    assert "fetch (1,000 calls, 50 in flight at the busiest): NOT KNOWN: none it is" in text
     assert lines[-1] == "  profiler compare --for-prediction --levels 5,10,20,30 --scenario crowded"
 
 
