@@ -1,4 +1,4 @@
-"""From predictions to the answer that is printed: figures, what is better, curves, what limits it. Pure."""
+"""Makes the answer that `profiler predict` prints: figures, comparisons, curves, limits in words. Pure."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def refusals(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
 
 
 def warnings(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
-    """What is to be known of the figures, each once with the cells that it is about."""
+    """The warnings, each once with the cells that it is about."""
     told = [one for one in predicted if not one.refused]
     return _said(((one, sentence) for one in told for sentence in one.warnings), told)
 
@@ -335,5 +335,5 @@ def _load(level: PredictedLevel) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share that is certain in all replicates is no certainty beyond them: 100 % of the runs."""
+    """A share in whole percent, rounded down: 100 % means all of the simulated runs, not nearly all."""
     return f"{math.floor(share * 100 + 1e-9)} %"

@@ -1,8 +1,11 @@
-"""How much load there can be, and what ends it: by bisection over predicted loads. Pure.
+"""The largest load that a strategy can serve, and what limits it: by bisection over predicted loads. Pure.
 
-A load holds where at most 1 % of the loops fail (or as many as the objective allows), where the objective is
-met, and where it is worth it: of a closed load, its last fifth of agents brings some of what as many bring on
-average; an open load is served at the rate at which it arrives.
+A load can be served ("holds") while all of this is true:
+
+- at most 1 % of the loops fail, or as many as the objective allows;
+- the objective is met;
+- closed load: the last fifth of the agents adds at least a quarter of the goodput that as many agents have on
+  average; open load: loops are answered at the rate at which they arrive.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ from profiler.statistics.quantiles import LEVELS
 from profiler.strategies import StrategySpec
 
 MOST_FAILURES = 0.01
-"""A load under which more loops fail does not hold, where no objective says otherwise."""
+"""The share of loops that may fail where the objective names none."""
 
 SERVED = 0.97
 """An open load is served where so much of it comes to good loops, but for those under way at the end."""
 
 GROWS = 0.25
-"""A closed load is worth its agents where those of its last fifth bring this share of what others do."""
+"""A closed load holds while each agent of its last fifth adds this share of what the other agents have."""
 
 OTHERS = 0.8
 
