@@ -164,7 +164,18 @@ def refusals(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
 def warnings(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
     """The warnings, each once with the cells that it is about."""
     told = [one for one in predicted if not one.refused]
-    return _said(((one, sentence) for one in told for sentence in one.warnings), told)
+    return _said(((one, sentence) for one in told for sentence in (*one.warnings, *_of_a_start(one))), told)
+
+
+def _of_a_start(one: Predicted) -> tuple[str, ...]:
+    """That loops are too long for the blocks, as `compare` has it of a real run."""
+    seconds, p50 = one.question.trials.seconds, one.figures.get("p50", NOTHING).value
+    if p50 is None or seconds >= 2 * p50:
+        return ()
+    return (
+        f"a block of {seconds:.3g} s holds less than two loops: these are the figures of a start, as a run "
+        "that short has them; ask for a longer one (--duration)",
+    )
 
 
 def _said(found: Iterable[tuple[Predicted, str]], cells: Sequence[Predicted]) -> tuple[Said, ...]:

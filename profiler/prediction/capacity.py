@@ -10,6 +10,7 @@ A load can be served ("holds") while all of this is true:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -43,6 +44,12 @@ MOST_TIMES = 8.0
 
 FEWER = 8
 """Replicates of a load that is tried: no band is asked for."""
+
+SURELY = 2.0
+"""Standard errors by which fewer loops than arrive have to be answered."""
+
+MEDIAN_ERROR = 1.25
+"""The standard error of a median by that of a mean: sqrt(pi / 2)."""
 
 OPEN_SECONDS, CLOSED_SECONDS = 120.0, 30.0
 """How long a load that is tried measures at least: in a shorter one a backlog is not seen."""
@@ -179,8 +186,14 @@ class _Search:
             asked = replace(objective, latency={k: v for k, v in objective.latency.items() if latencies[k]})
             if missed := asked.missed(latencies, failed):
                 return _Tried(load, one, "objective", ", ".join(missed))
-        if self._open and goodput < SERVED * load * (1 - self._alone / self._seconds):
-            return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come")
+        if self._open:
+            alone = self._alone
+            if not alone and "p50" in one.figures:
+                alone = min(self._seconds / 2, one.figures["p50"].value or 0.0)
+            # Few arrivals may be fewer than their rate says, by chance: the median of `FEWER` counts.
+            chance = SURELY * MEDIAN_ERROR * math.sqrt(load / (self._seconds * FEWER))
+            if goodput < SERVED * load * (1 - alone / self._seconds) - chance:
+                return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come")
         return _Tried(load, one, None)
 
     def bisect(self) -> tuple[_Tried | None, _Tried] | None:

@@ -158,6 +158,13 @@ def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     assert record_words(of, asked(40), no_ladder_tells_more) == ()
 
 
+def test_a_block_shorter_than_two_loops_is_a_start() -> None:
+    short = predicted("gathered", 20, p50=2.6, trials=Trials(5.0, 2))
+    (said,) = warnings([short])
+    assert said.sentence.startswith("a block of 5 s holds less than two loops")
+    assert warnings([predicted("gathered", 20, p50=2.4, trials=Trials(5.0, 2))]) == ()
+
+
 def test_bands_are_wide_for_a_short_run_or_for_a_short_recording() -> None:
     assert "mostly the noise of a run" in (band_words(fitted(loops=1000), CELLS) or "")
     assert "mostly what the recording leaves open" in (band_words(fitted(loops=20), CELLS) or "")
