@@ -181,7 +181,8 @@ def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -
         over=request.curves,
         capacities=capacities,
         changed=request.changed,
-        warned=(*doubts, *given_words(quotas, fitted)),
+        warned=given_words(quotas, fitted),
+        invalid=doubts,
     )
     if arguments.json:
         show(json_text(orjson.dumps(answer, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
@@ -212,13 +213,16 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
     records = list(directory.records())
     settings = replace(settings, invalid=invalid_of(run, records)[0])
     found = check_run(run, records, settings, cores(), _progress(arguments, "left out and predicted"))
-    directory.save_prediction(found)
     if arguments.json:
         show(json_text(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         show(render_check(found, width, use_color(sys.stdout, os.environ)))
-        show(f"kept in {directory.prediction_path}; profiler report {arguments.run} shows it\n")
+    # Printed first: where it cannot be kept, the minutes that it took are not lost.
+    if found.cells:
+        directory.save_prediction(found)
+        if not arguments.json:
+            show(f"kept in {directory.prediction_path}; profiler report {arguments.run} shows it\n")
     return complain(Ending(missed=not any(cell.figures for cell in found.cells)))
 
 

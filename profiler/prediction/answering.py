@@ -1,4 +1,4 @@
-"""From predictions to the answer that is printed: figures, what is better, curves, what limits it. Pure."""
+"""Makes the answer that `profiler predict` prints: figures, comparisons, curves, limits in words. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from profiler.prediction.capacity import Capacity
 from profiler.prediction.fitting import Fitted, ServerFit
 from profiler.prediction.predict import Predicted
 from profiler.prediction.ranking import Pair, ranking
+from profiler.prediction.support import of_question, of_recording
 from profiler.rundir import Load, Run
+from profiler.statistics.comparison import RELEVANT_FAILURES
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import LEVELS, Quantiles
 
@@ -73,10 +75,29 @@ def levels_of(
 
 def verdicts_of(predicted: Sequence[Predicted], where: str = "") -> tuple[Better, ...]:
     """The best strategy under one load against the others, the hardest to tell first."""
+    failing = {
+        one.question.strategy.text: one.figures["failure_rate"].value or 0.0
+        for one in predicted
+        if "failure_rate" in one.figures
+    }
     return tuple(
-        Better(one.strategy, one.baseline, one.metric, one.certainty, one.told, where + _sentence(one))
+        Better(
+            one.strategy,
+            one.baseline,
+            one.metric,
+            one.certainty,
+            one.told,
+            where + _sentence(one) + _failures(failing[one.strategy], failing[one.baseline]),
+        )
         for one in ranking(predicted)
     )
+
+
+def _failures(mine: float, others: float) -> str:
+    """That more loops of the better strategy fail, where they do: goodput alone hides it."""
+    if mine - others < RELEVANT_FAILURES:
+        return ""
+    return f", but {mine * 100:.0f} % of its loops fail, against {others * 100:.0f} %"
 
 
 def _sentence(one: Pair) -> str:
@@ -141,9 +162,20 @@ def refusals(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
 
 
 def warnings(predicted: Iterable[Predicted]) -> tuple[Said, ...]:
-    """What is to be known of the figures, each once with the cells that it is about."""
+    """The warnings, each once with the cells that it is about."""
     told = [one for one in predicted if not one.refused]
-    return _said(((one, sentence) for one in told for sentence in one.warnings), told)
+    return _said(((one, sentence) for one in told for sentence in (*one.warnings, *_of_a_start(one))), told)
+
+
+def _of_a_start(one: Predicted) -> tuple[str, ...]:
+    """That loops are too long for the blocks, as `compare` has it of a real run."""
+    seconds, p50 = one.question.trials.seconds, one.figures.get("p50", NOTHING).value
+    if p50 is None or seconds >= 2 * p50:
+        return ()
+    return (
+        f"a block of {seconds:.3g} s holds less than two loops: these are the figures of a start, as a run "
+        "that short has them; ask for a longer one (--duration)",
+    )
 
 
 def _said(found: Iterable[tuple[Predicted, str]], cells: Sequence[Predicted]) -> tuple[Said, ...]:
@@ -180,7 +212,7 @@ def band_words(fitted: Fitted, predicted: Sequence[Predicted]) -> str | None:
     loops = min((one.figures["throughput"].value or 0.0) * seconds for one in every)
     recorded = len({loop.cluster for loop in fitted.loops})
     of_recording = loops / (loops + recorded)
-    of = f"a run has {loops:,.0f} loops or more in {seconds:.3g} s, {recorded:,} different ones were recorded"
+    of = f"a run of {seconds:.3g} s has {loops:,.0f} or more loops, {recorded:,} different ones were recorded"
     if of_recording >= MOSTLY:
         return f"the bands are mostly what the recording leaves open ({of}): record more loops"
     if of_recording <= 1 - MOSTLY:
@@ -201,26 +233,42 @@ def limits_of(fitted: Fitted, predicted: Sequence[Predicted]) -> tuple[str, ...]
 
 def _server_words(fit: ServerFit) -> str:
     finding = fit.finding
-    calls = f"{fit.calls:,} {'requests' if not fit.tools else 'calls'}"
-    seen = f"{finding.seen[1]:.0f} in flight at most"
-    known = "" if finding.identified else "NOT KNOWN: "
-    return f"{fit.name} ({calls}, {seen}): {known}{finding.sentence}"
+    calls = f"{fit.calls:,} {'call' if fit.tools else 'request'}{'' if fit.calls == 1 else 's'}"
+    # The most that were seen, which may be more than what is known about: the sentence says that.
+    seen = f"{max(int(finding.seen[1]), fit.busiest)} in flight at the busiest"
+    if finding.identified:
+        return f"{fit.name} ({calls}, {seen}): {finding.sentence}"
+    return f"{fit.name} ({calls}, {seen}): NOT KNOWN: {'; '.join((finding.sentence, *finding.warnings))}"
 
 
-def record_words(run: Run, asked: Asked, predicted: Sequence[Predicted]) -> tuple[str, ...]:
-    """The command that records what is missing where something was refused: a ladder past what was asked."""
-    if not any(one.refused for one in predicted):
+def record_words(
+    fitted: Fitted, asked: Asked, predicted: Sequence[Predicted], *, invalid: bool = False
+) -> tuple[str, ...]:
+    """What to record where something was refused: a ladder past what was asked, as a command.
+
+    `invalid`: figures of this recording describe its client, so that the same again would not help.
+    """
+    run = fitted.run
+    # No ladder tells more of what is asked in itself (a tool without calls, eager calls), nor of a recording
+    # of another program without times: those reasons say what to do.
+    elsewhere = run.recording is not None
+    said = of_recording(fitted) if elsewhere else ()
+    if all(set(one.refused) <= {*said, *of_question(fitted, one.question.strategy)} for one in predicted):
         return ()
-    most = max(asked.levels)
+    # Past what was recorded, too: the same ladder again would show the same.
+    most = max((*asked.levels, *recorded_levels(run)))
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
-    if run.recording is not None:  # how another program is run, nobody here knows
-        return (f"loops of {levels} agents at once, as this was recorded",)
+    if elsewhere:  # how another program is run, nobody here knows
+        return (f"the same agent, in the same way, with {levels} loops under way at once",)
     kept = _without(run.repeat, ("--levels", "--blocks"))
-    return (shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept]),)
+    command = shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept])
+    return (*((IDLE,) if invalid else ()), command)
 
+
+IDLE = "on a machine that does nothing else: figures of this recording are invalid"
 
 LADDER = (0.25, 0.5, 1.0, 1.5)
-"""The loads of a ladder that is to be recorded, by the highest that was asked about."""
+"""The loads of a ladder that is to be recorded, by the highest that was asked about or recorded."""
 
 
 def _without(words: Sequence[str], flags: Collection[str]) -> list[str]:
@@ -249,8 +297,9 @@ def answer_of(
     capacities: Sequence[Capacity] = (),
     changed: Sequence[str] = (),
     warned: Sequence[str] = (),
+    invalid: Sequence[str] = (),
 ) -> Answer:
-    """The whole answer."""
+    """The whole answer. `invalid` says which figures of the recording are, `warned` what else to know."""
     levels = levels_of(asked, predicted, objective)
     top = levels[-1]
     verdicts = [verdict for level in levels for verdict in level.verdicts[:MOST_NAMED]]
@@ -275,7 +324,7 @@ def answer_of(
         blocks=asked.trials.blocks,
         replicates=replicates,
         strategies=top.strategies,
-        warnings=(*map(Said, warned), *warnings(predicted)),
+        warnings=(*map(Said, (*invalid, *warned)), *warnings(predicted)),
         refused=refusals(predicted),
         verdicts=tuple(verdicts),
         objective=None if objective is None else objective.text,
@@ -283,7 +332,7 @@ def answer_of(
         curves=tuple(curves),
         capacities=tuple(capacities),
         limits=limits_of(fitted, predicted),
-        record=record_words(run, asked, predicted),
+        record=record_words(fitted, asked, predicted, invalid=bool(invalid)),
         changed=tuple(changed),
     )
 
@@ -297,5 +346,5 @@ def _load(level: PredictedLevel) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share that is certain in all replicates is no certainty beyond them: 100 % of the runs."""
+    """A share in whole percent, rounded down: 100 % means all of the simulated runs, not nearly all."""
     return f"{math.floor(share * 100 + 1e-9)} %"

@@ -1,4 +1,4 @@
-"""What is asked: a run of some strategies under some loads, as the questions of its cells. Pure."""
+"""The run that a prediction is asked about: strategies and loads, each pair of them a question. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Asked:
 
 
 def recorded_strategies(run: Run) -> tuple[StrategySpec, ...]:
-    """Those of the run; of another program's, those that need no number."""
+    """The strategies of the run; `sequential` and `gathered` for another program's, which names none."""
     return run.strategies or parse_strategies("sequential,gathered")
 
 
@@ -69,7 +69,7 @@ def recorded_levels(run: Run) -> tuple[int, ...]:
 
 
 def recorded_arrivals(run: Run) -> Arrivals | None:
-    """Its arrivals, from as many sources as make the rate that its spec names; None of a closed load."""
+    """Its arrivals, from as many sources as make up the rate that it names; None for a closed load."""
     load = run.load
     if load.model != "open" or load.arrivals is None or not load.rate:
         return None

@@ -1,12 +1,16 @@
-"""How much load there can be, and what ends it: by bisection over predicted loads. Pure.
+"""The largest load that a strategy can serve, and what limits it: by bisection over predicted loads. Pure.
 
-A load holds where at most 1 % of the loops fail (or as many as the objective allows), where the objective is
-met, and where it is worth it: of a closed load, its last fifth of agents brings some of what as many bring on
-average; an open load is served at the rate at which it arrives.
+A load can be served ("holds") while all of this is true:
+
+- at most 1 % of the loops fail, or as many as the objective allows;
+- the objective is met;
+- closed load: the last fifth of the agents adds at least a quarter of the goodput that as many agents have on
+  average; open load: loops are answered at the rate at which they arrive.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,13 +25,13 @@ from profiler.statistics.quantiles import LEVELS
 from profiler.strategies import StrategySpec
 
 MOST_FAILURES = 0.01
-"""A load under which more loops fail does not hold, where no objective says otherwise."""
+"""The share of loops that may fail where the objective names none."""
 
 SERVED = 0.97
 """An open load is served where so much of it comes to good loops, but for those under way at the end."""
 
 GROWS = 0.25
-"""A closed load is worth its agents where those of its last fifth bring this share of what others do."""
+"""A closed load holds while each agent of its last fifth adds this share of what the other agents have."""
 
 OTHERS = 0.8
 
@@ -40,6 +44,12 @@ MOST_TIMES = 8.0
 
 FEWER = 8
 """Replicates of a load that is tried: no band is asked for."""
+
+SURELY = 2.0
+"""Standard errors by which fewer loops than arrive have to be answered."""
+
+MEDIAN_ERROR = 1.25
+"""The standard error of a median by that of a mean: sqrt(pi / 2)."""
 
 OPEN_SECONDS, CLOSED_SECONDS = 120.0, 30.0
 """How long a load that is tried measures at least: in a shorter one a backlog is not seen."""
@@ -176,8 +186,14 @@ class _Search:
             asked = replace(objective, latency={k: v for k, v in objective.latency.items() if latencies[k]})
             if missed := asked.missed(latencies, failed):
                 return _Tried(load, one, "objective", ", ".join(missed))
-        if self._open and goodput < SERVED * load * (1 - self._alone / self._seconds):
-            return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come")
+        if self._open:
+            alone = self._alone
+            if not alone and "p50" in one.figures:
+                alone = min(self._seconds / 2, one.figures["p50"].value or 0.0)
+            # Few arrivals may be fewer than their rate says, by chance: the median of `FEWER` counts.
+            chance = SURELY * MEDIAN_ERROR * math.sqrt(load / (self._seconds * FEWER))
+            if goodput < SERVED * load * (1 - alone / self._seconds) - chance:
+                return _Tried(load, one, "growth", f"{goodput:.3g} good loops/s come")
         return _Tried(load, one, None)
 
     def bisect(self) -> tuple[_Tried | None, _Tried] | None:

@@ -279,7 +279,8 @@ def fit_run(
     processes = {record.process for record in every}
     cpu = [one.cpu_seconds for one in run.client if one.trial is not None and one.process in processes]
     calls_of = [call for record in every for call in record.tool_calls]
-    typical = np.median([call.latency_ns or 0 for call in calls_of]) if calls_of else 0.0
+    timed = [call.latency_ns for call in calls_of if call.latency_ns]
+    typical = np.median(timed) if timed else 0.0
     several = [round_ for record in every for round_ in record.rounds if len(round_.tool_calls) > 1]
     known = [seconds for seconds in cpu if seconds is not None]
     return Fitted(
@@ -303,7 +304,7 @@ def fit_run(
         phases=len(several),
         shortfalls=Counter(why for one in several if (why := one.shortfall) and why not in _NO_SHORTFALL),
         resolution_share=0.0
-        if run.recording is None
+        if run.recording is None or not timed
         else run.recording.resolution_ns / max(1.0, float(typical)),
     )
 

@@ -23,7 +23,9 @@ _BAR = 16
 
 def render_prediction(answer: Answer, width: int = 80, color: bool = False) -> str:
     """The answer as text: warnings, what is better, figures, what is outside the recording, its limits."""
-    return rendered(_prediction(answer, width), width, color)
+    text = rendered(_prediction(answer, width), width, color)
+    # Not wrapped: a command is to be copied.
+    return text + "".join(f"  {clean(line, 4096)}\n" for line in answer.record)
 
 
 def _prediction(answer: Answer, width: int) -> Iterator[RenderableType]:
@@ -52,9 +54,8 @@ def _prediction(answer: Answer, width: int) -> Iterator[RenderableType]:
     for line in answer.limits:
         yield Text(clean(line, _LONGEST))
     yield Text(_rests_on(answer))
-    for line in answer.record:
+    if answer.record:
         yield Text("to know more, record:")
-        yield Text(f"  {clean(line, 4096)}", no_wrap=True, overflow="ignore")
 
 
 def _label(answer: Answer) -> str:
@@ -148,13 +149,18 @@ def between(low: float, high: float, words: Any) -> str:
 def _rests_on(answer: Answer) -> str:
     recorded = answer.recorded
     loads = ", ".join(map(str, recorded.levels))
-    text = f"fitted to {recorded.loops:,} recorded loops with {recorded.tool_calls:,} tool calls"
+    text = f"fitted to {_counted(recorded.loops, 'recorded loop')} with "
+    text += _counted(recorded.tool_calls, "tool call")
     if recorded.strategies:
         text += f" of {', '.join(clean(name) for name in recorded.strategies[:6])}"
         text += " and more" if len(recorded.strategies) > 6 else ""
     if loads:
         text += f" under {loads} agents" if answer.load.arrivals is None else f" ({loads} agents)"
     return "; ".join([text, *answer.changed])
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def chart(answer: Answer) -> list[str]:
@@ -218,13 +224,16 @@ _WORDS: dict[str, Callable[[float | None], str]] = {
 
 def render_check(checked: Checked, width: int = 80, color: bool = False) -> str:
     """The check as text: how good it is in sentences, then predicted against measured, cell by cell."""
-    return rendered(_check(checked), width, color)
+    return rendered(_check(checked, width), width, color)
 
 
-def _check(checked: Checked) -> Iterator[RenderableType]:
+def _check(checked: Checked, width: int) -> Iterator[RenderableType]:
     for sentence in checked.sentences:
         yield Text(clean(sentence, _LONGEST), style="bold")
     shown = checked_figures(checked)
+    if width < _WIDE and len(shown) >= len(FIGURES):
+        shown.remove("p99")  # there is no room for all of them; the report has it
+    longest = max((len(clean(cell.strategy)) for cell in checked.cells), default=0)
     before = ""
     table = None
     for cell in checked.cells:
@@ -236,7 +245,7 @@ def _check(checked: Checked) -> Iterator[RenderableType]:
             before = cell.left_out
             yield Text(f"without {clean(before)}, predicted from the others:")
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-            table.add_column("strategy", max_width=22, overflow="fold")
+            table.add_column("strategy", min_width=min(14, longest), max_width=22, overflow="fold")
             for heading in ("agents", *(FIGURES[name] for name in shown)):
                 table.add_column(heading, justify="right", no_wrap=True)
         one = [_checked(cell.figures.get(name), name) for name in shown]
@@ -246,7 +255,7 @@ def _check(checked: Checked) -> Iterator[RenderableType]:
         yield Text("each: the error, and what was measured; !: that is outside the band")
     for cell in checked.cells:
         for sentence in cell.refused[:1]:
-            said = f"outside the recording: without {clean(cell.left_out)}, {cell_words(cell)}: "
+            said = f"outside what is left without {clean(cell.left_out)}: {cell_words(cell)}: "
             yield Text(said + clean(sentence, _LONGEST), style="yellow")
 
 
@@ -267,8 +276,8 @@ def checked_figures(checked: Checked) -> list[str]:
 
 
 def cell_words(cell: CheckedCell) -> str:
-    """`gathered, 40 agents`."""
-    return f"{clean(cell.strategy)}, {counted(cell.users, 'agent')}"
+    """`gathered with 40 agents`."""
+    return f"{clean(cell.strategy)} with {counted(cell.users, 'agent')}"
 
 
 def error_words(one: CheckedFigure) -> str:

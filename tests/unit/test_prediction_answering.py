@@ -7,6 +7,7 @@ import orjson
 from profiler.arrivals import Arrivals
 from profiler.prediction.answer import Answer
 from profiler.prediction.answering import (
+    IDLE,
     answer_of,
     band_words,
     curve_words,
@@ -20,6 +21,7 @@ from profiler.prediction.asking import Asked
 from profiler.prediction.engine import Trials
 from profiler.prediction.predict import Predicted
 from profiler.prediction.servers import Rule
+from profiler.prediction.support import of_question, of_recording
 from profiler.report.prediction import bars, between, render_prediction
 from profiler.report.text import duration, percent
 from profiler.rundir import Load, Recording
@@ -66,6 +68,13 @@ def test_the_shape_is_that_of_a_summary_and_every_strategy_is_marked_as_predicte
     assert (data["predicted"], data["band"], data["levels"], data["refused"]) == (True, 0.9, [], [])
     assert data["recorded"]["levels"] == [20]
     assert data["verdicts"][0]["certainty"] == 1.0
+
+
+def test_a_better_strategy_of_which_more_fails_is_said_to_be_so() -> None:
+    failing = predicted("gathered", 20, goodput=5.0, failure_rate=0.33, every=[{"goodput": 5.0}] * 10)
+    (verdict,) = answered([failing, CELLS[1]], 20).verdicts
+    assert verdict.sentence.endswith("good loops/s), but 33 % of its loops fail, against 0 %")
+    assert all("fail" not in one.sentence for one in answered(CELLS, 20).verdicts)
 
 
 def test_several_loads_are_levels_and_the_highest_is_what_strategies_are() -> None:
@@ -133,15 +142,27 @@ def test_the_knee_of_a_limit() -> None:
 
 def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     cells = [predicted("gathered", 40, refused=("never so many",))]
-    of = run([], repeat=("--scenario", "crowded", "--levels", "5,10", "--stream"))
-    assert record_words(of, asked(40), cells) == (
-        "profiler compare --for-prediction --levels 10,20,40,60 --scenario crowded --stream",
-    )
+    of = fitted(run([], repeat=("--scenario", "crowded", "--levels", "5,10", "--stream")))
+    command = "profiler compare --for-prediction --levels 10,20,40,60 --scenario crowded --stream"
+    assert record_words(of, asked(40), cells) == (command,)
+    assert record_words(of, asked(40), cells, invalid=True) == (IDLE, command)
     assert record_words(of, asked(40), CELLS) == ()
-    elsewhere = run([], recording=Recording("import"))
+    elsewhere = fitted(run([], recording=Recording("import"), load=Load("open", 0)))
     assert record_words(elsewhere, asked(40), cells) == (
-        "loops of 10,20,40,60 agents at once, as this was recorded",
+        "the same agent, in the same way, with 10,20,40,60 loops under way at once",
     )
+    of_elsewhere = [predicted("gathered", 40, refused=of_recording(elsewhere))]
+    assert record_words(elsewhere, asked(40), of_elsewhere) == ()
+    (eager,) = parse_strategies("eager")
+    no_ladder_tells_more = [predicted("eager", 40, refused=of_question(of, eager))]
+    assert record_words(of, asked(40), no_ladder_tells_more) == ()
+
+
+def test_a_block_shorter_than_two_loops_is_a_start() -> None:
+    short = predicted("gathered", 20, p50=2.6, trials=Trials(5.0, 2))
+    (said,) = warnings([short])
+    assert said.sentence.startswith("a block of 5 s holds less than two loops")
+    assert warnings([predicted("gathered", 20, p50=2.4, trials=Trials(5.0, 2))]) == ()
 
 
 def test_bands_are_wide_for_a_short_run_or_for_a_short_recording() -> None:
@@ -163,7 +184,7 @@ def test_text_says_warnings_first_and_that_nothing_was_run() -> None:
     assert next(line.split() for line in lines if line.startswith(" semaphore:8"))[1:] == ["–"] * 5
     text = "\n".join(lines)
     assert "outside the recording: semaphore:8 (20 agents): never above 30 in flight" in text
-    assert "fetch (1,000 calls, 50 in flight at most): NOT KNOWN: none it is" in text
+    assert "fetch (1,000 calls, 50 in flight at the busiest): NOT KNOWN: none it is" in text
     assert lines[-1] == "  profiler compare --for-prediction --levels 5,10,20,30 --scenario crowded"
 
 

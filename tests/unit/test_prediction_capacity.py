@@ -127,6 +127,24 @@ def test_an_open_load_is_held_while_it_is_served() -> None:
     assert capacity.most == pytest.approx(61.5, rel=0.05)
 
 
+def test_few_arrivals_may_be_fewer_than_their_rate_by_chance() -> None:
+    asked = Asked(ASKED.strategies, (20,), Trials(5.0, 3), arrivals=Arrivals(3.0, 20))
+
+    def ask(questions: Sequence[Question], replicates: int) -> list[Predicted]:
+        answers = []
+        for question in questions:
+            assert question.load.arrivals is not None
+            rate = question.load.arrivals.rate
+            # Of the smallest load, 3/64 a second, a tenth fewer came: 5 loops in 120 s rather than 5.6.
+            served = 0.9 * rate if rate < 0.05 else min(6.0, rate)
+            answers.append(predicted(goodput=served, throughput=served, p50=1.0, trials=question.trials))
+        return answers
+
+    capacity = capacity_of(asked, asked.strategies[0], FIT, ask)
+    assert capacity is not None
+    assert capacity.most == pytest.approx(6.15, rel=0.07)
+
+
 def test_a_server_that_refused_is_the_first_bottleneck() -> None:
     fit = fitted(servers=[("fetch", Rule("queue", 10), True), ("search", Rule("refuse", 40), False)])
     one = predicted(
