@@ -7,6 +7,7 @@ thousands of loops take seconds. `record` makes the recording, or the truth.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import json
@@ -266,21 +267,24 @@ class _Agent:
     records: list[LoopRecord] = field(default_factory=list)
 
     async def run(self, position: LoopPosition) -> bool:
-        result = await ToolLoop(
+        loop = ToolLoop(
             _Model(self.running),
             self.running.tools,
             self.strategy,
             clock=self.clock,
             sinks=[self.records.append],
-        ).run(
-            "go",
-            agent=position.agent,
-            number=None,
-            trial=position.trial,
-            process=position.process,
-            intended_ns=position.intended_ns,
         )
-        return result.record.good
+        with contextlib.suppress(ProviderError):  # it is in the record
+            result = await loop.run(
+                "go",
+                agent=position.agent,
+                number=None,
+                trial=position.trial,
+                process=position.process,
+                intended_ns=position.intended_ns,
+            )
+            return result.record.good
+        return False
 
     async def close(self) -> None:
         """There is nothing to close."""
