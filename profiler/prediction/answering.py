@@ -215,7 +215,10 @@ def record_words(run: Run, asked: Asked, predicted: Sequence[Predicted]) -> tupl
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
     if run.recording is not None:  # how another program is run, nobody here knows
         return (f"loops of {levels} agents at once, as this was recorded",)
-    kept = _without(run.repeat, ("--levels", "--blocks"))
+    left_out = ["--levels", "--blocks"]
+    if all(spec.limit is not None for spec in run.strategies):
+        left_out.append("--strategy")  # none of them goes past a capacity
+    kept = _without(run.repeat, left_out)
     return (shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept]),)
 
 

@@ -38,7 +38,7 @@ NEARLY = 1.15
 many were seen."""
 
 OFTENER = 0.01
-"""A server of which it is open whether it lets calls wait may refuse this much more often than `NEARLY` has it."""
+"""A server of which it is open whether calls wait may refuse this much more often than `NEARLY` has it."""
 
 SELDOM = 0.02
 """A tool with fewer of the calls than this share decides no figure, whatever is known of it."""
@@ -145,6 +145,12 @@ def of_result(
     """(why there is no figure, what is to be said with it) where this simulation went."""
     refused: list[str] = []
     warnings: list[str] = []
+    found = fitted.run.recording
+    if found is not None and found.door == "collect" and found.sampled is None:
+        warnings.append(
+            "the recording does not say whether all traces were kept: if not, more calls were in flight than it "
+            "shows"
+        )
     for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
         beyond, said = _of_server(fitted, fit, use)
         refused += beyond
