@@ -148,8 +148,8 @@ def of_result(
     found = fitted.run.recording
     if found is not None and found.door == "collect" and found.sampled is None:
         warnings.append(
-            "the recording does not say whether all traces were kept: if not, more calls were in flight than it "
-            "shows"
+            "the recording does not say whether all traces were kept: if not, more calls were in flight than "
+            "it shows"
         )
     for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
         beyond, said = _of_server(fitted, fit, use)

@@ -93,10 +93,16 @@ def right(predicted: Predicted, world: World, **load: Any) -> None:
     measured = really(world, spec, users, **load)
     for name in ("p50", "p95", "throughput"):
         one, real = predicted.figures[name], measured[name]
-        assert one.value is not None and one.low is not None and one.high is not None and real is not None
+        assert one.value is not None
+        assert one.low is not None
+        assert one.high is not None
+        assert real is not None
         assert one.low <= real <= one.high or abs(one.value / real - 1) < WITHIN, (name, one, real)
     share, real = predicted.figures["refused_share"], measured["refused_share"]
-    assert share.value is not None and share.low is not None and share.high is not None and real is not None
+    assert share.value is not None
+    assert share.low is not None
+    assert share.high is not None
+    assert real is not None
     assert share.low <= real <= share.high or abs(share.value - real) < POINTS, (share, real)
 
 
@@ -194,7 +200,7 @@ PAIRS: dict[str, tuple[Change, str, Change]] = {
     "50 loops": (
         lambda one: fit(replace(one, records=one.records[:50])),
         f"50 whole loops are too few: record {FEWEST_LOOPS} at least",
-        lambda one: fit(one),
+        fit,
     ),
     "sampled traces": (
         recording(sampled=0.1),
@@ -292,8 +298,8 @@ def test_a_strategy_that_no_recording_tells_of(strategy: str, sentence: str) -> 
     [
         (
             {"strategies": "semaphore:serch=3"},
-            "--strategy semaphore:serch=3: the recording has no tool 'serch' (did you mean 'search'?); it has "
-            "fetch, search",
+            "--strategy semaphore:serch=3: the recording has no tool 'serch' (did you mean 'search'?); it "
+            "has fetch, search",
         ),
         (
             {"strategies": "semaphore:files/*=3"},
@@ -301,7 +307,8 @@ def test_a_strategy_that_no_recording_tells_of(strategy: str, sentence: str) -> 
         ),
         (
             {"tool_time": (("serch", 2.0),)},
-            "--tool-time serch: the recording has no such tool (did you mean 'search'?); it has fetch, search",
+            "--tool-time serch: the recording has no such tool (did you mean 'search'?); it has fetch, "
+            "search",
         ),
     ],
 )
@@ -373,11 +380,11 @@ def test_a_closed_load_from_an_open_one() -> None:
     right(ask(recorded, "gathered", 6), WORLDS["queue"])
 
 
-@pytest.mark.parametrize(("kind", "users"), [("refuse", 6), ("queue", 6), ("share", 20), ("refuse", 20)])
+@pytest.mark.parametrize(("kind", "users"), [("queue", 6), ("share", 20), ("refuse", 20)])
 def test_one_cell_alone(kind: ServerKind, users: int) -> None:
     """What is around it is refused, or right; it tells of itself."""
     world = WORLDS[kind]
-    alone = fit(record(world, "gathered", [users], seconds=200, seed=6))
+    alone = fit(record(world, "gathered", [users], seconds=1800 / users, seed=6))
     told = 0
     for strategy in ("gathered", "semaphore:12", "sequential"):
         for factor in (0.5, 1.0, 2.0):
@@ -385,6 +392,6 @@ def test_one_cell_alone(kind: ServerKind, users: int) -> None:
             if not found.refused:
                 told += 1
                 right(found, world)
-    assert told
+    assert told > 2
     right(ask(alone, "gathered", users), world)
     refused(ask(alone, "gathered", 3 * users), "nothing is known of it above ")
