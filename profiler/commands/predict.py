@@ -349,7 +349,7 @@ def strategies_of(
 
 
 def check_tools(asked: Asked, fitted: Fitted) -> None:
-    """Raises `UsageError` for a tool or MCP server that is asked about and that the recording does not have."""
+    """Raises `UsageError` for a tool or MCP server that the recording does not have."""
     tools = fitted.system.tools
     servers = tuple(dict.fromkeys(name for name in fitted.system.mcp if name))
     for name, _ in asked.tool_time:
