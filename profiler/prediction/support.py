@@ -7,11 +7,12 @@ client that has no CPU left, a figure would be a guess.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from profiler.limits.spec import Rule as LimitRule
-from profiler.prediction.engine import ServerUse
+from profiler.prediction.engine import ServerUse, SimulatedLoad
 from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
 from profiler.prediction.servers import MARGIN
 from profiler.records import NO_MODEL
@@ -139,10 +140,35 @@ def _named(rule: LimitRule) -> str:
     return f"a tool {rule.tool!r}" if rule.tool is not None else f"an MCP server {rule.server!r}"
 
 
+def is_recorded(fitted: Fitted, strategy: StrategySpec, load: SimulatedLoad) -> bool:
+    """Whether this is the one setting of the recording: then its loops tell of it, whatever the rules are."""
+    run = fitted.run
+    cells = {(one.strategy, one.users) for one in run.trials}
+    rate = None if load.arrivals is None else load.arrivals.expected(load.users, 1.0)
+    recorded = run.load.rate_of(load.users) if run.load.model == "open" else None
+    return (
+        cells == {(strategy.text, load.users)}
+        and (rate is None) == (recorded is None)
+        and math.isclose(rate or 0.0, recorded or 0.0, rel_tol=1e-6)
+        and load.max_in_flight == run.arguments.get("max_in_flight")
+        and load.think_seconds == run.load.think_seconds
+        and load.workers == run.workers
+        and load.share_limit == bool(run.arguments.get("share_limit"))
+    )
+
+
 def of_result(
-    fitted: Fitted, uses: Sequence[ServerUse], loops_per_second: float, workers: int
+    fitted: Fitted,
+    uses: Sequence[ServerUse],
+    loops_per_second: float,
+    workers: int,
+    *,
+    recorded: bool = False,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(why there is no figure, what is to be said with it) where this simulation went."""
+    """(why there is no figure, what is to be said with it) where this simulation went.
+
+    `recorded`: the question is the recording's one setting (`is_recorded`), where no rule has to be known.
+    """
     refused: list[str] = []
     warnings: list[str] = []
     found = fitted.run.recording
@@ -153,6 +179,8 @@ def of_result(
         )
     for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
         beyond, said = _of_server(fitted, fit, use)
+        if recorded and not fit.finding.identified:
+            beyond, said = [], [*said, *beyond]
         refused += beyond
         warnings += said
     if fitted.cpu_ns is not None:
