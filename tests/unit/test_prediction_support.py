@@ -399,3 +399,17 @@ def test_one_cell_alone(kind: ServerKind, users: int) -> None:
     assert told > 2
     right(ask(alone, "gathered", users), world)
     refused(ask(alone, "gathered", 3 * users), "nothing is known of it above ")
+
+
+def test_the_one_setting_of_a_recording_needs_no_rule() -> None:
+    """Its loops tell of it; but of nothing else where the rule of a server cannot be told."""
+    world = WORLDS["share"]
+    alone = fit(record(world, "gathered", [16], seconds=100, seed=6))
+    servers = tuple(replace(one, finding=replace(one.finding, identified=False)) for one in alone.servers)
+    unknown = replace(alone, servers=servers)
+    found = ask(unknown, "gathered", 16)
+    right(found, world)
+    assert any(text.startswith("search: ") for text in found.warnings)
+    refused(ask(unknown, "gathered", 12), "search: ")
+    refused(ask(unknown, "semaphore:12", 16), "search: ")
+    refused(ask(unknown, "gathered", 16, think_seconds=1.0), "search: ")
