@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -353,14 +353,26 @@ def strategies_of(
 
 
 def check_tools(asked: Asked, fitted: Fitted) -> None:
-    """Raises `UsageError` for a tool of `--tool-time` that the recording does not have."""
-    known = fitted.system.tools
+    """Raises `UsageError` for a tool or MCP server that the recording does not have."""
+    tools = fitted.system.tools
+    servers = tuple(dict.fromkeys(name for name in fitted.system.mcp if name))
     for name, _ in asked.tool_time:
-        if name not in known:
-            raise UsageError(
-                f"--tool-time {name}: the recording has no such tool{did_you_mean(name, known)}; it has "
-                f"{', '.join(known) or 'none'}"
-            )
+        _known(f"--tool-time {name}", "tool", name, tools)
+    for spec in asked.strategies:
+        for rule in spec.rules:
+            if rule.tool is not None:
+                _known(f"--strategy {spec}", "tool", rule.tool, tools)
+            elif rule.server is not None:
+                _known(f"--strategy {spec}", "MCP server", rule.server, servers)
+
+
+def _known(where: str, kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        which = f"such {kind}" if where.endswith(f" {name}") else f"{kind} {name!r}"
+        raise UsageError(
+            f"{where}: the recording has no {which}{did_you_mean(name, known)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
 
 
 def _capacities(

@@ -260,14 +260,17 @@ def record_words(
     levels = ",".join(map(str, sorted({max(1, round(most * share)) for share in LADDER})))
     if elsewhere:  # how another program is run, nobody here knows
         return (f"the same agent, in the same way, with {levels} loops under way at once",)
-    kept = _without(run.repeat, ("--levels", "--blocks"))
+    left_out = ["--levels", "--blocks"]
+    if all(spec.limit is not None for spec in run.strategies):
+        left_out.append("--strategy")  # none of them goes past a capacity
+    kept = _without(run.repeat, left_out)
     command = shlex.join(["profiler", "compare", "--for-prediction", "--levels", levels, *kept])
     return (*((IDLE,) if invalid else ()), command)
 
 
 IDLE = "on a machine that does nothing else: figures of this recording are invalid"
 
-LADDER = (0.25, 0.5, 1.0, 1.5)
+LADDER = (0.25, 0.5, 1.0, 2.0)
 """The loads of a ladder that is to be recorded, by the highest that was asked about or recorded."""
 
 

@@ -43,6 +43,9 @@ _NO_SHORTFALL = ("limiter", "machine")
 FEWEST_IN_TRIAL = 50
 """Calls of a trial from which it counts as one that shows what a server does."""
 
+FEWEST_AT_ONCE = 5
+"""So many calls were in flight at once: at least this many calls found as many."""
+
 NEAR = 40
 """Calls of loops about as slow, of which one stands for a call that was refused."""
 
@@ -54,6 +57,7 @@ class ServerFit:
     """A server, and what the recording shows of it. `calls` reached it, `refused` of them were.
 
     `busiest`: in the busiest trial 5 % of the calls found so many in flight, or more; themselves counted.
+    `most`: the most that were in flight at once, as at least `FEWEST_AT_ONCE` calls found.
     """
 
     name: str
@@ -64,6 +68,7 @@ class ServerFit:
     refusal_ns: int
     retry_after_ns: int | None = None
     busiest: int = 0
+    most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +358,7 @@ def _fit_server(
         refusal_ns=int(np.median(lasting)) if lasting.size else 2_000_000,
         retry_after_ns=int(np.median(asked)) if asked.size * 2 > lasting.size else None,
         busiest=_busiest(calls),
+        most=_most(calls),
     )
     if rows.counted is None:
         return fit, service_times(calls, finding.rule)
@@ -391,6 +397,11 @@ def _busiest(calls: Calls) -> int:
     found = [others[calls.group == group] for group in np.unique(calls.group)]
     enough = [own for own in found if own.size >= FEWEST_IN_TRIAL] or [others]
     return max((1 + int(np.quantile(own, 0.95)) for own in enough if own.size), default=0)
+
+
+def _most(calls: Calls) -> int:
+    others = np.sort(in_flight(calls)[~calls.refused])
+    return int(others[-FEWEST_AT_ONCE]) + 1 if others.size >= FEWEST_AT_ONCE else 0
 
 
 def _server(fit: ServerFit) -> Server:

@@ -17,7 +17,7 @@ from profiler.prediction.engine import ServerUse, Simulated, SimulatedLoad, Tria
 from profiler.prediction.figures import Figures, figures_of
 from profiler.prediction.fitting import Fitted
 from profiler.prediction.quota import QuotaFinding
-from profiler.prediction.support import of_question, of_recording, of_result
+from profiler.prediction.support import is_recorded, of_question, of_recording, of_result
 from profiler.prediction.work import LoopWork
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
@@ -105,7 +105,9 @@ def predict(
     runs = [_run(fitted, loops, question, load, f"{seed}/0")]
     began = sum(len(one.due) for one in runs[0].trials)
     rate = began / sum(load.spread_seconds + one.seconds for one in runs[0].trials)
-    refused, warnings = of_result(fitted, runs[0].servers, rate, load.workers)
+    same = not question.tool_time and question.model_time == 1.0 and question.quota is None
+    recorded = same and is_recorded(fitted, question.strategy, question.load)
+    refused, warnings = of_result(fitted, runs[0].servers, rate, load.workers, recorded=recorded)
     if refused:
         return Predicted(question, {}, refused, warnings, runs[0].servers)
     runs += [_run(fitted, loops, question, load, f"{seed}/{number}") for number in range(1, replicates)]

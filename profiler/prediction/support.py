@@ -7,12 +7,14 @@ client that has no CPU left, a figure would be a guess.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from profiler.limits.spec import Rule as LimitRule
-from profiler.prediction.engine import ServerUse
+from profiler.prediction.engine import ServerUse, SimulatedLoad
 from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
+from profiler.prediction.servers import MARGIN
 from profiler.records import NO_MODEL
 from profiler.strategies import StrategySpec
 
@@ -28,11 +30,16 @@ LOST = 0.2
 HELD_UP = 0.05
 """The share of rounds whose calls something else than the strategy may have kept from overlapping."""
 
-BEYOND = 0.10
-"""The share of arrivals that may find more in flight at a server than the recording knows of."""
+BEYOND = 0.05
+"""The share of arrivals that may find more in flight at a server than the recording knows of: if it refused
+them all, that share of refusals would be missing."""
 
 NEARLY = 1.15
-"""How many times as many calls as in the busiest trial a server is taken to treat like those."""
+"""How many times as many calls as in the busiest trial a server is taken to treat like those, as long as so
+many were seen."""
+
+OFTENER = 0.01
+"""A server of which it is open whether calls wait may refuse this much more often than `NEARLY` has it."""
 
 SELDOM = 0.02
 """A tool with fewer of the calls than this share decides no figure, whatever is known of it."""
@@ -133,14 +140,47 @@ def _named(rule: LimitRule) -> str:
     return f"a tool {rule.tool!r}" if rule.tool is not None else f"an MCP server {rule.server!r}"
 
 
+def is_recorded(fitted: Fitted, strategy: StrategySpec, load: SimulatedLoad) -> bool:
+    """Whether this is the one setting of the recording: then its loops tell of it, whatever the rules are."""
+    run = fitted.run
+    cells = {(one.strategy, one.users) for one in run.trials}
+    rate = None if load.arrivals is None else load.arrivals.expected(load.users, 1.0)
+    recorded = run.load.rate_of(load.users) if run.load.model == "open" else None
+    return (
+        cells == {(strategy.text, load.users)}
+        and (rate is None) == (recorded is None)
+        and math.isclose(rate or 0.0, recorded or 0.0, rel_tol=1e-6)
+        and load.max_in_flight == run.arguments.get("max_in_flight")
+        and load.think_seconds == run.load.think_seconds
+        and load.workers == run.workers
+        and load.share_limit == bool(run.arguments.get("share_limit"))
+    )
+
+
 def of_result(
-    fitted: Fitted, uses: Sequence[ServerUse], loops_per_second: float, workers: int
+    fitted: Fitted,
+    uses: Sequence[ServerUse],
+    loops_per_second: float,
+    workers: int,
+    *,
+    recorded: bool = False,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(why there is no figure, what is to be said with it) where this simulation went."""
+    """(why there is no figure, what is to be said with it) where this simulation went.
+
+    `recorded`: the question is the recording's one setting (`is_recorded`), where no rule has to be known.
+    """
     refused: list[str] = []
     warnings: list[str] = []
+    found = fitted.run.recording
+    if found is not None and found.door == "collect" and found.sampled is None:
+        warnings.append(
+            "the recording does not say whether all traces were kept: if not, more calls were in flight than "
+            "it shows"
+        )
     for fit, use in zip((*fitted.servers, fitted.model), uses, strict=True):
         beyond, said = _of_server(fitted, fit, use)
+        if recorded and not fit.finding.identified:
+            beyond, said = [], [*said, *beyond]
         refused += beyond
         warnings += said
     if fitted.cpu_ns is not None:
@@ -155,41 +195,69 @@ def of_result(
     return tuple(refused), tuple(warnings)
 
 
+def known_up_to(fit: ServerFit) -> int | None:
+    """The number of calls in flight above which nothing is known of a server; None where a capacity is known.
+
+    What a server does with a number in flight that was there all the time shows in the recording, whether or
+    not the rule that would explain it can be told. Not one call more than was ever seen: a strategy's limit
+    may have been just what the server can take.
+    """
+    finding = fit.finding
+    if finding.identified and finding.rule.kind not in ("none", "rate"):
+        return None
+    return max(int(finding.seen[1]), min(int(NEARLY * fit.busiest + 1), fit.most))
+
+
+def share_above(use: ServerUse, number: int) -> float:
+    """The share of arrivals that found more than `number` in flight, themselves counted."""
+    return sum(use.at_arrival[number:]) / max(1, sum(use.at_arrival))
+
+
 def _of_server(fitted: Fitted, fit: ServerFit, use: ServerUse) -> tuple[list[str], list[str]]:
     finding = fit.finding
-    arrivals = sum(use.at_arrival)
-    if not arrivals:
+    if not sum(use.at_arrival):
         return [], []
     warned = [f"{fit.name}: {text}" for text in finding.warnings]
-    low, high = finding.seen
-    # What a server does with a number in flight that was there all the time shows in the recording, whether
-    # or not the rule that would explain it can be told.
-    high = max(high, NEARLY * fit.busiest + 1)
-    above = sum(count for inside, count in enumerate(use.at_arrival) if inside + 1 > high) / arrivals
-    most = _quantile(use.at_arrival, 0.95)
-    if finding.identified and finding.rule.kind not in ("none", "rate"):
+    known = known_up_to(fit)
+    if known is None:
         # What is known of a server that was taken past its capacity holds for any number of calls.
         return [], warned
     if not finding.identified:
         text = f"{fit.name}: {finding.sentence}"
         seldom = fit.tools and fit.calls < SELDOM * fitted.calls
-        return ([], [text]) if seldom else ([text], [])
+        return ([], [text]) if seldom or refuses_as_seen(fit, use) else ([text], [])
+    above = share_above(use, known)
+    most = _quantile(use.at_arrival, 0.95)
     if above > BEYOND:
         return [
-            f"{fit.name}: up to {most} calls would be in flight, and nothing is known of it above {int(high)}"
+            f"{fit.name}: up to {most} calls would be in flight, and nothing is known of it above {known}"
         ], []
     if above > MENTIONED:
         warned.append(
-            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {int(high)} that it is "
+            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {known} that it is "
             "known for"
         )
-    middle = _quantile(use.at_arrival, 0.5)
+    low, middle = finding.seen[0], _quantile(use.at_arrival, 0.5)
     if low > 4 and middle < IDLE * low:
         return [
             f"{fit.name}: some {middle} calls would be in flight, and it was never seen with fewer than "
             f"{low:.0f}"
         ], []
     return [], warned
+
+
+def refuses_as_seen(fit: ServerFit, use: ServerUse) -> bool:
+    """Whether a server would refuse no more than it did when it was recorded, by a number that is known.
+
+    Whether it also makes some calls wait just below that number may be open then: it has in the recording
+    as much.
+    """
+    capacities = fit.finding.capacities
+    if fit.finding.rule.kind != "refuse" or capacities is None or not use.arrived:
+        return False
+    if capacities[1] > MARGIN * capacities[0] + 1:
+        return False
+    return use.refused / use.arrived <= NEARLY * fit.refused / max(1, fit.calls) + OFTENER
 
 
 def _quantile(counts: Sequence[int], p: float) -> int:

@@ -25,7 +25,6 @@ import numpy as np
 
 from profiler.prediction.engine import (
     RecordedTrial,
-    ServerUse,
     Simulated,
     SimulatedLoad,
     simulate_recorded,
@@ -33,6 +32,7 @@ from profiler.prediction.engine import (
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.recorded import Stretch, stretch_of, with_load
 from profiler.prediction.servers import Rule
+from profiler.prediction.support import BEYOND, known_up_to, refuses_as_seen, share_above
 from profiler.prediction.work import LoopWork, RoundWork
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
@@ -49,14 +49,10 @@ REPLAY_TOLERANCE = 0.10
 """Where the run without a change misses the measured median by a larger share, nothing is estimated."""
 FEWEST_LOOPS = 20
 """With fewer answered loops nothing is estimated."""
-BEYOND_SHARE = 0.02
-"""A run is outside of the recording where more than this share of a server's calls would find more in flight
-than was seen: nothing is estimated then of other loads and limits."""
 WORST_TOLERANCE = 0.10
-"""Of a faster tool or model something is, where p50 and p95 differ by no more than this share if that server
-queues what is above. The band then holds both."""
-FEWEST_SEEN = 5
-"""So many calls were in flight at once: at least this many calls found as many."""
+"""Outside of what is known of a server (`support`) nothing is estimated of other loads and limits. Of a
+faster tool or model something is, where p50 and p95 differ by no more than this share if that server queues
+what is above. The band then holds both."""
 LOAD_FACTORS = (1.5, 2.0)
 LIMIT_FACTORS = (2.0, 0.5)
 
@@ -306,8 +302,7 @@ class _Group:
         measured = self._measured()
         if measured.latencies.size < FEWEST_LOOPS:
             return self._none(None, f"only {measured.latencies.size} loops were answered")
-        unchanged = self._simulate(None)
-        same = self._latencies(unchanged)
+        same = self._latencies(self._simulate(None))
         error = abs(same.quantile(0.5) / max(1.0, measured.quantile(0.5)) - 1)
         if not error <= REPLAY_TOLERANCE:
             return self._none(
@@ -319,7 +314,7 @@ class _Group:
             changed = self._latencies(simulated)
             if np.array_equal(changed.latencies, same.latencies):
                 continue
-            outside = self._outside(simulated, unchanged)
+            outside = self._outside(simulated)
             worst: _Latencies | None = None
             why = outside.why
             if outside.beyond and why is None:
@@ -398,26 +393,24 @@ class _Group:
             for trial in trials
         ]
 
-    def _outside(self, simulated: Simulated, unchanged: Simulated) -> _Outside:
+    def _outside(self, simulated: Simulated) -> _Outside:
         """How far a simulated run is outside of what the recording shows."""
         fits = (*self._fitted.servers, self._fitted.model)
         beyond: dict[int, int] = {}
         words = []
-        uses = zip(fits, simulated.servers, unchanged.servers, strict=True)
-        for place, (fit, use, recorded) in enumerate(uses):
+        for place, (fit, use) in enumerate(zip(fits, simulated.servers, strict=True)):
             finding = fit.finding
             if not use.arrived:
                 continue
-            limited = finding.rule.kind in ("refuse", "rate")  # by what was refused, whatever else is open
-            if not (finding.identified or limited) and (finding.warnings or finding.capacities):
-                return _Outside(f"{_name(fit)}: {finding.sentence}")
-            if limited or (finding.identified and finding.capacities is not None):
+            known = known_up_to(fit)
+            if known is None or refuses_as_seen(fit, use):
                 continue
-            seen = max(int(finding.seen[1]), _most(recorded))
-            if sum(use.at_arrival[seen:]) > BEYOND_SHARE * use.arrived:
-                beyond[place] = seen
+            if not finding.identified and (finding.warnings or finding.capacities):
+                return _Outside(f"{_name(fit)}: {finding.sentence}")
+            if share_above(use, known) > BEYOND:
+                beyond[place] = known
                 words.append(
-                    f"{_name(fit)} would have up to {len(use.at_arrival)} at once and was seen with {seen}"
+                    f"{_name(fit)} would have up to {len(use.at_arrival)} at once and was seen with {known}"
                 )
         return _Outside(
             None,
@@ -498,16 +491,6 @@ def _faster(one: RoundWork, change: Change, tool: int) -> RoundWork:
         replace(call, service_ns=call.service_ns // 2) if call.tool == tool else call for call in one.calls
     )
     return replace(one, calls=calls)
-
-
-def _most(use: ServerUse) -> int:
-    """The most calls in flight at once, each itself counted, of which there were a few."""
-    above = 0
-    for others, calls in reversed(tuple(enumerate(use.at_arrival))):
-        above += calls
-        if above >= FEWEST_SEEN:
-            return others + 1
-    return 1
 
 
 def _name(fit: ServerFit) -> str:

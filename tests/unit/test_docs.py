@@ -13,7 +13,7 @@ from profiler.cli import _parser
 from profiler.limits import limiter, refusals
 from profiler.load.options import LoadOptions
 from profiler.loop import eventloop, lag
-from profiler.prediction import what_if
+from profiler.prediction import support, what_if
 from profiler.report.html.data import CALLS_READ
 from profiler.statistics import comparison, faults, lateness, quantiles, summary, windows
 from tools import options
@@ -64,7 +64,7 @@ def test_commands_in_blocks_are_understood(document):
         f"by more than {faults.SCHEDULE_LAG_SHARE * 100:g} % of their median",
         f"a core was more than {faults.CPU_LIMIT * 100:g} % busy",
         f"more than {what_if.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
-        f"more than {what_if.BEYOND_SHARE * 100:g} % of a server's calls would find more in flight",
+        f"more than {support.BEYOND * 100:g} % of a server's calls would find more in flight",
         "under {} or {:g} times the load".format(*what_if.LOAD_FACTORS),
         f"{CALLS_READ:,} tool calls in all at most".replace(",", " "),
         f"With at least {summary.FEWEST_LOADS} loads",
