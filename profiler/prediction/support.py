@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.engine import ServerUse, SimulatedLoad
 from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
-from profiler.prediction.servers import MARGIN
+from profiler.prediction.queueing import MARGIN
 from profiler.records import NO_MODEL
 from profiler.strategies import StrategySpec
 
