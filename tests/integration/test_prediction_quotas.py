@@ -56,6 +56,7 @@ async def ask(url: str, provider: str, *, agents: int, loops: int, stream: bool 
     return [round_.model for record in records for round_ in record.rounds]
 
 
+@pytest.mark.measures  # a client that is late sees requests in another order than the server
 @pytest.mark.parametrize(("provider", "stream"), [("openai", True), ("anthropic", False)])
 async def test_quota_of_a_recording_refuses_as_many_of_its_requests(
     provider: str, stream: bool, tmp_path: Path
