@@ -138,8 +138,8 @@ def _other_reason(evidence: Evidence, best: Explained) -> str:
     if evidence.own is not None and best.capacity is not None:
         if not _apart(evidence, best, "own"):
             return (
-                "slower in loops with more calls at once or under more load, which are not told apart (record "
-                "more agents at once)"
+                "slower in loops with more calls at once or under more load, which are not told apart "
+                "(record more agents at once)"
             )
         beyond = evidence.others >= best.capacity
         beside = beyond & (evidence.others > evidence.own.in_flight)
