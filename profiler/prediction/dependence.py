@@ -13,8 +13,8 @@ from profiler.prediction.waiting import Evidence, Explained
 _LOADS = 5
 _ERRORS = 2.0
 """Standard errors that two loads may differ by."""
-_ERRORS_OF_PARTS = 3.0
-"""The same of parts of the recording: the largest of six differences exceeds it in one of a hundred."""
+_ERRORS_OF_PARTS = 2.5
+"""The same of parts of the recording: the largest of six differences exceeds it in one of twenty."""
 
 
 def dependence(evidence: Evidence, explained: Explained) -> tuple[float, int, int]:

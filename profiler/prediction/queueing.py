@@ -35,9 +35,9 @@ _SHADOWS = 0.1
 """Under a rule this share of the services may be nothing, if it leaves no other short ones."""
 _CONTRADICTED = 2.0
 """A rule under which services differ by this factor with the load is not looked at."""
-FEWEST_BESIDE = 20
+_FEWEST_BESIDE = 20
 _BESIDE = 0.05
-"""Calls beyond the capacity that must have come beside those of other loops: so many, and this share."""
+"""Calls beyond a shared capacity that must have come beside those of other loops: so many, and this share."""
 _NEARLY = 0.95
 """A capacity explains nearly as much as the best with this share of its gain over none."""
 _FREE = 0.03
@@ -136,15 +136,19 @@ def _other_reason(evidence: Evidence, best: Explained) -> str:
         if not all(_apart(evidence, best, view) for view in ("drift", "steps")):
             return "slower at some times or under more load, which are not told apart"
     if evidence.own is not None and best.capacity is not None:
+        if not _apart(evidence, best, "own"):
+            return (
+                "slower in loops with more calls at once or under more load, which are not told apart "
+                "(record more agents at once)"
+            )
         beyond = evidence.others >= best.capacity
         beside = beyond & (evidence.others > evidence.own.in_flight)
-        if beside.sum() < max(FEWEST_BESIDE, _BESIDE * beyond.sum()):
+        # In a queue, calls of one loop that began together end one after another: that is no loop's own way.
+        if best.kind == "share" and beside.sum() < max(_FEWEST_BESIDE, _BESIDE * beyond.sum()):
             return (
                 "slower beside calls of the same loop, and hardly any came beside those of others (record "
                 "several agents at once)"
             )
-        if not _apart(evidence, best, "own"):
-            return "slower in loops with more calls at once or under more load, which are not told apart"
     return ""
 
 

@@ -15,8 +15,9 @@ from profiler.errors import RecordError
 from profiler.prediction.fit import GRIDS, SCHEMA, Counts, Fit, decode, encode
 from profiler.prediction.fit_columns import scores
 from profiler.prediction.fit_parts import counts, fit_of, table
-from profiler.prediction.fitting import fit_run
+from profiler.prediction.fitting import _Rows, _Trials, fit_run
 from profiler.records import Attempt, LoopRecord, ModelCall, RemoteCall, RoundRecord, ToolCall
+from profiler.rundir import Trial
 from tests.capacity_server import Shape, Tool
 from tests.shaped_records import made_up, run_of
 
@@ -258,3 +259,19 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return [_plain(getattr(value, one.name)) for one in fields(value)]
     return value
+
+
+def test_trials_of_the_same_strategy_and_users_are_one_level():
+    trials = (
+        Trial(0, 0, "gathered", 4, 0, 1, 1),
+        Trial(1, 0, "sequential", 4, 2, 3, 3),
+        Trial(2, 1, "gathered", 4, 4, 5, 5),
+    )
+    rows = _Rows()
+    for trial in (0, 1, 2, -1):
+        rows.add(trial, trial + 1, False, trial, 7 + trial, None)
+    calls = rows.calls(_Trials.of(replace(run_of(1), trials=trials)))
+    columns = [
+        None if column is None else column.tolist() for column in (calls.block, calls.level, calls.loop)
+    ]
+    assert columns == [[0, 0, 1, -1], [0, 1, 0, -1], [7, 8, 9, 6]]

@@ -7,14 +7,17 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 import pytest
 
 from profiler.prediction.calls import Calls, Rule, in_flight, service_times
+from profiler.prediction.centring import OwnCalls
+from profiler.prediction.queueing import _other_reason
 from profiler.prediction.servers import Finding, identify
+from profiler.prediction.waiting import Evidence
 
 NEVER = math.inf
 
@@ -433,6 +436,81 @@ def test_the_order_of_rows_and_the_seed_change_nothing_that_matters():
     mixed = np.random.default_rng(5).permutation(calls.started.size)
     other = Calls(calls.started[mixed], calls.ended[mixed], calls.refused[mixed], calls.group[mixed])
     assert identify(other, seed=9).rule == identify(calls).rule == Rule("queue", 8)
+
+
+# Load is told from what else calls are slow for.
+
+
+def repeated(server: Server, blocks: int, **options) -> Calls:
+    """Levels that rise in each block, while the server gets slower all the time."""
+    levels = (3, 8, 16, 30) * blocks
+    drift = lambda now: 1 + now / 60  # noqa: E731
+    return simulate(server, levels=levels, block=4, correlated=0.5, drift=drift, **options)[0]
+
+
+def test_drift_is_told_from_load_where_levels_were_repeated():
+    finding = identify(repeated(Server("queue", 12), 2, seconds=6.0))
+    assert (finding.rule, finding.identified) == (Rule("queue", 12), True)
+    assert any("drift" in each for each in finding.warnings)
+    assert not identify(repeated(Server("queue", 12), 1, seconds=12.0)).identified
+
+
+def test_drift_over_repeated_levels_is_no_capacity():
+    finding = identify(repeated(Server("none"), 2, seconds=6.0))
+    assert (finding.rule, finding.identified) == (Rule("none"), True)
+    assert any("drift" in each for each in finding.warnings)
+
+
+def test_one_level_a_time_says_to_record_each_twice():
+    calls = simulate(Server("share", 8), distribution="bimodal", levels=(3, 8, 16, 30), seconds=4.0)[0]
+    evidence = Evidence.of_calls(calls)
+    best = evidence.of("none")
+    assert "--blocks 2 or more" in _other_reason(evidence, best)
+
+
+def test_wide_rounds_with_slow_calls_are_no_capacity_of_a_server_that_one_loop_calls():
+    calls, _ = simulate(Server("none"), levels=(1,), seconds=100.0, wider=1.0, distribution="uniform")
+    finding = identify(calls)
+    assert not finding.identified
+    assert "agents at once)" in finding.sentence
+
+
+def test_calls_of_a_loop_that_are_alike_are_no_drift():
+    # Loops differ by much, and each quarter of the time has few of them.
+    warned = 0
+    for seed in range(8):
+        calls, _ = simulate(Server("none"), levels=(2, 4, 8), seconds=6.0, correlated=1.0, seed=seed)
+        warned += any("drift" in each for each in identify(calls).warnings)
+    assert warned <= 1
+
+
+def test_gain_by_calls_that_a_rule_says_nothing_of_does_not_count():
+    calls, _ = simulate(Server("none"), levels=(2, 6, 12), seconds=4.0)
+    evidence = Evidence.of_calls(calls)
+    none = evidence.of("none")
+    lucky = replace(none, likelihood=none.likelihood + 0.1)
+    assert evidence.gain(lucky, none)[0] > 50
+    assert evidence.gain(lucky, none, touched=True) == (0.0, 0.0)
+
+
+def test_of_many_calls_stretches_from_all_of_each_trial_are_looked_at():
+    size = 60_000
+    started = np.arange(size, dtype=np.int64) * 1_000_000
+    ended = started + 50_000_000
+    calls = Calls(started, ended, np.zeros(size, bool), np.repeat(np.arange(2), size // 2))
+    evidence = Evidence.of_calls(calls)
+    assert evidence.started.size < 22_000
+    assert evidence.started.max() > 0.9 * started.max()
+    # Those in flight beside a stretch are known; only where a trial begins there are fewer.
+    assert evidence.others.max() == 49
+    assert (evidence.others < 49).sum() == 2 * 49
+
+
+def test_own_calls_are_those_of_the_same_loop_without_a_pause():
+    times = np.array([(0, 50), (10, 60), (55, 70), (80, 90), (5, 95)], dtype=np.int64)
+    own = OwnCalls.of(times[:, 0], times[:, 1], np.array([7, 7, 7, 7, 3]))
+    assert own.together.tolist() == [3, 3, 3, 1, 1]
+    assert own.in_flight.tolist() == [0, 1, 1, 0, 0]
 
 
 # All of it: rules, capacities, services and loads at random.
