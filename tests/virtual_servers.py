@@ -303,10 +303,11 @@ def record(
     think_seconds: float = 0.0,
     workers: int = 1,
     share_limit: bool = False,
+    spread_seconds: float = 3.0,
 ) -> Recorded:
     """Every strategy under every number of agents in turn, as `compare` runs them.
 
-    `arrivals` are those of the highest level.
+    `arrivals` are those of the highest level. Agents start within `spread_seconds`: a loop's mean, as there.
     """
     specs = parse_strategies(strategies)
     records: list[LoopRecord] = []
@@ -321,7 +322,7 @@ def record(
                 cells += [(block, users, spec) for spec in order.sample(specs, len(specs))]
         for index, (block, users, spec) in enumerate(cells):
             rate = None if arrivals is None else Arrivals.parse(arrivals, max(levels))
-            spread = 0.0 if arrivals is not None else min(3.0, seconds / 2)
+            spread = 0.0 if arrivals is not None else min(spread_seconds, seconds / 2)
             each: list[tuple[RunningTrial, _Agent]] = []
             for worker in range(workers):
                 begin = Begin(
