@@ -212,7 +212,7 @@ class _Model:
                 Attempt(began, probe.clock(), 429, retry_after_ns=int(wait * 1e9), sent_ns=began)
             )
             if tries == 3:
-                raise ProviderError("refused", status=429, error_type="http_429")
+                raise ProviderError("refused", provider="openai", status=429, error_type="http_429")
             await asyncio.sleep(wait)
         await asyncio.sleep(seconds)
         if self.bucket is not None:

@@ -335,11 +335,10 @@ def test_model_s_quota_refuses_and_the_sdk_tries_again_as_its_rule_says() -> Non
         else:
             asked = math.ceil((1 - level) / rate * 1000) / 1000
             waiting.append((now + 0.002 + asked, place, attempt + 1))
-    quota = QuotaFinding(
-        (Limit("requests", 60 * rate, "given", burst=burst, met=True),), Announced("exact")
-    )
+    quota = QuotaFinding((Limit("requests", 60 * rate, "given", burst=burst, met=True),), Announced("exact"))
     chains = tuple(
-        Chain(0, (LoopWork((RoundWork(int(lasts * 1e9)),)),), (round(due * 1e9),), (True,)) for due in arrivals
+        Chain(0, (LoopWork((RoundWork(int(lasts * 1e9)),)),), (round(due * 1e9),), (True,))
+        for due in arrivals
     )
     run = simulate_recorded(
         system(NONE),
