@@ -1,4 +1,4 @@
-"""Predictions depend on recording, question and seed alone: not on the run, nor on the number of processes."""
+"""Predictions depend on recording, question and seed alone, not on the number of processes."""
 
 from __future__ import annotations
 
