@@ -179,7 +179,7 @@ def main() -> None:
         every = [cells for cells, _ in results]
         refused = [why for _, reasons in results for why in reasons]
         printed(f"{kind}: {len(every)} ladders, {time.perf_counter() - began:.0f} s", every)
-        for spec, users in CELLS if options.by_cell else ():
+        for spec, users in CELLS[: options.cells] if options.by_cell else ():
             name = f"{spec} {users}"
             printed(f" {name}", [[one for one in cells if one.cell == name] for cells in every])
         for why in sorted(set(refused)):
