@@ -33,6 +33,8 @@ from profiler.strategies import parse_strategy
 KINDS = ("none", "refuse", "queue", "share", "quota")
 LEVELS = (4, 8, 15, 30, 45)
 BLOCKS = 3
+DRAIN_SECONDS = 1e4
+"""As the virtual runs, which wait for every loop."""
 RELATIVE = ("p50", "p95", "throughput", "goodput")
 NAMES = (*RELATIVE, "failure_rate", "refused_share")
 CELLS = (
@@ -100,7 +102,7 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
         of_cell = rate * users / max(LEVELS) if rate else None
         each = options.cell / BLOCKS
         load = SimulatedLoad(users, None if of_cell is None else Arrivals(of_cell, users))
-        question = Question(parse_strategy(spec), load, Trials(each, BLOCKS))
+        question = Question(parse_strategy(spec), load, Trials(each, BLOCKS, DRAIN_SECONDS))
         found = predict(fitted, question, replicates=options.replicates, seed=number)
         if not found.figures:
             refused.append(f"{spec} {users}: {'; '.join(found.refused)}")
