@@ -1,9 +1,9 @@
-"""Do the bands of predictions hold? In virtual time, against production on servers of `benchmarks.virtual_world`.
+"""Do the bands of predictions hold? In virtual time, against production on invented servers.
 
-Every repetition records a ladder of its own, and really runs each cell with a seed of its own. Of each figure
-are printed: the share of cells whose really-run figure lies within the band, the median of the errors' sizes,
-their mean (with its standard error over the repetitions, whose cells share a ladder) and the bands' median half
-width: % for times and rates, points for shares.
+Every repetition records a ladder of its own, and really runs each cell with a seed of its own
+(`benchmarks.virtual_world`). Of each figure are printed: the share of cells whose really-run figure lies
+within the band, the median of the errors' sizes, their mean (with its standard error over the repetitions,
+whose cells share a ladder) and the bands' median half width: % for times and rates, points for shares.
 
     python -m benchmarks.prediction_coverage [KIND ...] [--slow .3] [--cell 40] [--open 15] [--repetitions 20]
 """
@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.virtual_world import Quota, Tool, World, record
 from profiler.arrivals import Arrivals
+from profiler.prediction.check import refused_shares
 from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.predict import Question, predict
@@ -32,6 +33,8 @@ from profiler.strategies import parse_strategy
 KINDS = ("none", "refuse", "queue", "share", "quota")
 LEVELS = (4, 8, 15, 30, 45)
 BLOCKS = 3
+DRAIN_SECONDS = 1e4
+"""As the virtual runs, which wait for every loop."""
 RELATIVE = ("p50", "p95", "throughput", "goodput")
 NAMES = (*RELATIVE, "failure_rate", "refused_share")
 CELLS = (
@@ -65,7 +68,6 @@ def world_of(kind: str, slow: float, tape: bool, loop_sd: float) -> World:
 def really(run: Run, records: Sequence[LoopRecord]) -> dict[str, float]:
     """The figures of a run, by `compare`'s own rules."""
     one = summarise(run, records).strategies[0]
-    attempts, refused = requests_in_windows(run, records)
     found = {
         "p50": one.loop_seconds.p50,
         "p95": one.loop_seconds.p95,
@@ -74,23 +76,8 @@ def really(run: Run, records: Sequence[LoopRecord]) -> dict[str, float]:
         "failure_rate": one.failure_rate,
     }
     values = {name: float("nan") if got is None else got.value for name, got in found.items()}
-    return values | {"refused_share": refused / max(1, attempts)}
-
-
-def requests_in_windows(run: Run, records: Sequence[LoopRecord]) -> tuple[int, int]:
-    """Requests to tools and model that began while trials measured, and how many of them were refused."""
-    windows = {one.index: (one.started_ns, one.ended_ns) for one in run.trials}
-    attempts = refusals = 0
-    for one in records:
-        starts, ends = windows[one.trial]  # type: ignore[index]
-        for round_ in one.rounds:
-            tries = [(at.started_ns, at.status == 429) for at in round_.model.attempts]
-            tries = tries or [(round_.model.started_ns, False)]
-            tries += [(call.started_ns or 0, call.error_type == "http_429") for call in round_.tool_calls]
-            inside = [was_refused for at, was_refused in tries if starts <= at < ends]
-            attempts += len(inside)
-            refusals += sum(inside)
-    return attempts, refusals
+    shares = refused_shares(run.trials, records)
+    return values | {"refused_share": next(iter(shares.values()), float("nan"))}
 
 
 def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], list[str]]:
@@ -115,7 +102,7 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
         of_cell = rate * users / max(LEVELS) if rate else None
         each = options.cell / BLOCKS
         load = SimulatedLoad(users, None if of_cell is None else Arrivals(of_cell, users))
-        question = Question(parse_strategy(spec), load, Trials(each, BLOCKS))
+        question = Question(parse_strategy(spec), load, Trials(each, BLOCKS, DRAIN_SECONDS))
         found = predict(fitted, question, replicates=options.replicates, seed=number)
         if not found.figures:
             refused.append(f"{spec} {users}: {'; '.join(found.refused)}")
@@ -194,7 +181,7 @@ def main() -> None:
         every = [cells for cells, _ in results]
         refused = [why for _, reasons in results for why in reasons]
         printed(f"{kind}: {len(every)} ladders, {time.perf_counter() - began:.0f} s", every)
-        for spec, users in CELLS if options.by_cell else ():
+        for spec, users in CELLS[: options.cells] if options.by_cell else ():
             name = f"{spec} {users}"
             printed(f" {name}", [[one for one in cells if one.cell == name] for cells in every])
         for why in sorted(set(refused)):

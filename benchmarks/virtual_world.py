@@ -28,12 +28,13 @@ from profiler.testing import run_virtual
 
 REFUSAL_SECONDS = 0.003
 FIRST_SPREAD = 3.0
-"""Seconds within which agents start in the first trial of a setting; later: the mean loop of the one before."""
+"""Seconds within which agents start in the first trial of a setting; later the mean loop of the last one."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool's median seconds, and what its server does above `capacity` calls: none, refuse, queue, share."""
+    """A tool's median seconds, and what its server does above `capacity` calls: none, refuse, queue or
+    share."""
 
     median: float
     kind: str = "none"
@@ -212,7 +213,7 @@ class _Model:
                 Attempt(began, probe.clock(), 429, retry_after_ns=int(wait * 1e9), sent_ns=began)
             )
             if tries == 3:
-                raise ProviderError("refused", status=429, error_type="http_429")
+                raise ProviderError("refused", provider="openai", status=429, error_type="http_429")
             await asyncio.sleep(wait)
         await asyncio.sleep(seconds)
         if self.bucket is not None:

@@ -6,7 +6,7 @@ its first half) predicts the others, and that says nothing about any other setti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -222,7 +222,7 @@ def measured_figures(
 ) -> dict[tuple[str, int], tuple[dict[str, float | None], int]]:
     """By strategy and agents, the figures as `compare` has them, and of how many loops."""
     table = tabulate(records)
-    shares = _refused_shares(run.trials, records)
+    shares = refused_shares(run.trials, records)
     found = {}
     for group in measure(run, table):
         one = figures(group, table, objective)
@@ -237,26 +237,38 @@ def measured_figures(
     return found
 
 
-def _refused_shares(trials: Sequence[Trial], records: Iterable[LoopRecord]) -> dict[tuple[str, int], float]:
-    """Of all requests to tools and model in loops that began in a window, those refused for the load."""
+def refused_shares(trials: Sequence[Trial], records: Iterable[LoopRecord]) -> dict[tuple[str, int], float]:
+    """Of all requests to tools and model that began in a window, those refused for the load.
+
+    By strategy and number of agents. Those of a window's loops that began after it met a falling load.
+    """
     of = {trial.index: trial for trial in trials}
     counts: dict[tuple[str, int], list[int]] = {}
     for record in records:
         trial = None if record.trial is None else of.get(record.trial)
-        if trial is None or not trial.started_ns <= record.started_ns < trial.ended_ns:
+        if trial is None:
             continue
         count = counts.setdefault((trial.strategy, trial.users), [0, 0])
-        for round_ in record.rounds:
-            count[0] += len(round_.model.attempts)
-            count[1] += sum(attempt.status in LOAD_STATUSES for attempt in round_.model.attempts)
-            for call in round_.tool_calls:
-                if call.attempts:
-                    count[0] += len(call.attempts)
-                    count[1] += sum(attempt.error_type in _LOAD_ERRORS for attempt in call.attempts)
-                elif call.started_ns is not None:
-                    count[0] += 1
-                    count[1] += refused(call)
+        for began_ns, was_refused in _requests(record):
+            if trial.started_ns <= began_ns < trial.ended_ns:
+                count[0] += 1
+                count[1] += was_refused
     return {key: refusals / asked for key, (asked, refusals) in counts.items() if asked}
+
+
+def _requests(record: LoopRecord) -> Iterator[tuple[int, bool]]:
+    """When each request to a tool or the model began, and whether it was refused for the load."""
+    for round_ in record.rounds:
+        model = round_.model
+        if model.attempts:
+            yield from ((one.started_ns, one.status in LOAD_STATUSES) for one in model.attempts)
+        elif model.asked and model.latency_ns is not None:
+            yield model.started_ns + model.limiter_wait_ns, False
+        for call in round_.tool_calls:
+            if call.attempts:
+                yield from ((one.started_ns, one.error_type in _LOAD_ERRORS) for one in call.attempts)
+            elif call.started_ns is not None:
+                yield call.started_ns, refused(call)
 
 
 def checked(run: Run, cells: Iterable[CheckedCell], *, replicates: int, seed: int, band: float) -> Checked:

@@ -6,10 +6,13 @@ over bins of `BIN_NS`,
 
     x_{b+1} = r·x_b + sqrt(1 - r²)·s·e,
 
-with s² the covariance c₀ of calls of different loops in the same bin. Of r depends how far the mean pace of one
-run is from that of another: the variance of a mean over n bins is s²·τ/n, with τ = 1 + 2·(c₁ + c₂ + …)/c₀ and
-c_k the covariance k bins apart. So r = (τ - 1)/(τ + 1), which has that τ. Taken from c₁ alone, spells of 8 s
-would count as alike for 15 s. Calls of one loop are left out: they may be alike for the loop's own sake.
+with s² the covariance c₀ of calls of different loops in the same bin. How far the mean pace of one run is
+from that of another depends on r: the variance of a mean over n bins is s²·τ/n, with
+
+    τ = 1 + 2·(c₁ + c₂ + …)/c₀
+
+and c_k the covariance k bins apart. So r = (τ - 1)/(τ + 1), which has that τ. Taken from c₁ alone, spells of
+8 s would count as alike for 15 s. Calls of one loop are left out: they may be alike for the loop's own sake.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def predict(
     for name, values in zip(Figures._fields, np.array(found).T, strict=True):
         if np.isnan(values).all():
             continue
-        # At p·(n + 1) of n ordered replicates one more, which is what a run is, lies below with probability p.
+        # One more replicate, which is what a run is, lies below the p·(n + 1)-th of n with probability p.
         # The usual interpolation at p·(n - 1) + 1 would make a band of 90 % from 40 replicates hold 86 %.
         ends = [(1 - BAND) / 2, 0.5, (1 + BAND) / 2]
         low, middle, high = np.nanquantile(values, ends, method="weibull")
