@@ -143,13 +143,13 @@ def test_the_knee_of_a_limit() -> None:
 def test_what_to_record_is_a_ladder_past_what_was_asked() -> None:
     cells = [predicted("gathered", 40, refused=("never so many",))]
     of = fitted(run([], repeat=("--scenario", "crowded", "--levels", "5,10", "--stream")))
-    command = "profiler compare --for-prediction --levels 10,20,40,60 --scenario crowded --stream"
+    command = "profiler compare --for-prediction --levels 10,20,40,80 --scenario crowded --stream"
     assert record_words(of, asked(40), cells) == (command,)
     assert record_words(of, asked(40), cells, invalid=True) == (IDLE, command)
     assert record_words(of, asked(40), CELLS) == ()
     elsewhere = fitted(run([], recording=Recording("import"), load=Load("open", 0)))
     assert record_words(elsewhere, asked(40), cells) == (
-        "the same agent, in the same way, with 10,20,40,60 loops under way at once",
+        "the same agent, in the same way, with 10,20,40,80 loops under way at once",
     )
     of_elsewhere = [predicted("gathered", 40, refused=of_recording(elsewhere))]
     assert record_words(elsewhere, asked(40), of_elsewhere) == ()
@@ -185,7 +185,7 @@ def test_text_says_warnings_first_and_that_nothing_was_run() -> None:
     text = "\n".join(lines)
     assert "outside the recording: semaphore:8 (20 agents): never above 30 in flight" in text
     assert "fetch (1,000 calls, 50 in flight at the busiest): NOT KNOWN: none it is" in text
-    assert lines[-1] == "  profiler compare --for-prediction --levels 5,10,20,30 --scenario crowded"
+    assert lines[-1] == "  profiler compare --for-prediction --levels 5,10,20,40 --scenario crowded"
 
 
 def test_text_where_nothing_is_predicted() -> None:

@@ -60,7 +60,7 @@ def two_strategies(tmp_path: Path) -> RunDirectory:
         )
         for k in range(40)
     ]
-    return directory(tmp_path, trials, records)
+    return directory(tmp_path, trials, [replace(record, agent="a0") for record in records])
 
 
 @pytest.fixture
