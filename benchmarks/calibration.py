@@ -9,8 +9,8 @@ tails, calls of a loop and of a round correlated), a scenario is written from ea
 tape draws is held against what was recorded. So it shows what fit and file lose, apart from all that a
 machine adds.
 
-`loads` puts both under load in virtual time (`profiler.prediction.engine`), with 20 calls at once of one tool
-refused, queued or shared beyond: as many agents as fill it, and twice as many.
+`loads` puts both under load in virtual time (`profiler.prediction.simulation.engine`), with 20 calls at once
+of one tool refused, queued or shared beyond: as many agents as fill it, and twice as many.
 
 `runs` records that server at a quarter of the users and at all of them, past its capacity; writes the
 scenario; runs the same strategy on the emulator with as many users and with twice as many, and on the server
@@ -37,13 +37,13 @@ import numpy as np
 
 from benchmarks.prediction_servers import CLIENT, CLIENT_TOOL, ROOT
 from profiler.emulator.tape import Tape
-from profiler.prediction.engine import SimulatedLoad, Trials, simulate
-from profiler.prediction.figures import Figures, figures_of
-from profiler.prediction.fit_parts import fit_of
 from profiler.prediction.fitting import fit_run
-from profiler.prediction.scenario import written
-from profiler.prediction.servers import Rule
-from profiler.prediction.work import LoopWork, Server, System
+from profiler.prediction.scenario.file import written
+from profiler.prediction.scenario.parts import fit_of
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.figures import Figures, figures_of
+from profiler.prediction.simulation.work import LoopWork, Server, System
 from profiler.rundir import RunDirectory
 from profiler.scenarios import parse_scenario
 from profiler.strategies import parse_strategy

@@ -22,9 +22,9 @@ import numpy as np
 from benchmarks.virtual_world import Quota, Tool, World, record
 from profiler.arrivals import Arrivals
 from profiler.prediction.check import refused_shares
-from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.predict import Question, predict
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials
 from profiler.records import LoopRecord
 from profiler.rundir import Run
 from profiler.statistics.summary import summarise

@@ -17,9 +17,9 @@ from heapq import heappop, heappush
 from statistics import median
 from typing import Any
 
-from profiler.prediction.engine import Simulated, SimulatedLoad, Trials, simulate
-from profiler.prediction.servers import Rule
-from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.strategies import parse_strategy
 
 USERS = 100

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from profiler.emulator.conversation import AUTO, Conversation, offer
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
-from profiler.prediction.scenario import OWN_CALL_SECONDS, OWN_REPLY_SECONDS
-from profiler.prediction.work import CallWork, LoopWork, RoundWork
+from profiler.prediction.scenario.file import OWN_CALL_SECONDS, OWN_REPLY_SECONDS
+from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor, Load, Run, Trial, machine
 from profiler.scenarios import Scenario
@@ -86,7 +86,7 @@ TOOLS = ("fetch", "search", "store")
 
 
 def true_work(shape: Shape, loop: int) -> LoopWork:
-    """A loop of the shape, for `profiler.prediction.engine`."""
+    """A loop of the shape, for `profiler.prediction.simulation.engine`."""
     rounds = []
     for index in range(1000):
         seconds, tokens = shape.reply(str(loop), index)

@@ -150,8 +150,8 @@ def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -
     from profiler.limits.known import parse_quota
     from profiler.prediction.answering import answer_of
     from profiler.prediction.fitting import fit_run
-    from profiler.prediction.given import given_quota, given_words
     from profiler.prediction.processes import Predictor, cores
+    from profiler.prediction.quotas.given import given_quota, given_words
     from profiler.report.prediction import render_prediction
     from profiler.report.terminal import use_color
 
@@ -270,7 +270,7 @@ def request_of(arguments: argparse.Namespace, run: Run) -> Request:
     from profiler.arrivals import Arrivals
     from profiler.load.plan import blocks_for
     from profiler.prediction.asking import as_recorded, recorded_drain, recorded_levels
-    from profiler.prediction.engine import Trials
+    from profiler.prediction.simulation.engine import Trials
     from profiler.rundir import Load
 
     default = Size()

@@ -76,9 +76,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _from_recording(arguments: argparse.Namespace) -> tuple[str, str]:
     """The file's text, and what to tell of it."""
-    from profiler.prediction.fit_parts import fit_of
     from profiler.prediction.fitting import fit_run
-    from profiler.prediction.scenario import not_known, too_small, written
+    from profiler.prediction.scenario.file import not_known, too_small, written
+    from profiler.prediction.scenario.parts import fit_of
     from profiler.rundir import RunDirectory
     from profiler.scenarios import parse_scenario
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from profiler.prediction.fitting import Fitted, ServerFit
-from profiler.prediction.servers import FEWEST_CALLS
+from profiler.prediction.servers.identify import FEWEST_CALLS
 from profiler.prediction.support import FEWEST_LOOPS
 from profiler.rundir import Run
 

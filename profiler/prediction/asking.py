@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from profiler.arrivals import Arrivals
-from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.predict import Question
-from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.quotas.finding import QuotaFinding
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials
 from profiler.rundir import Run
 from profiler.strategies import StrategySpec, parse_strategies
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.prediction.asking import Asked
-from profiler.prediction.engine import ServerUse
 from profiler.prediction.fitting import Fitted
-from profiler.prediction.given import Demand, demands
 from profiler.prediction.predict import Predicted, Question
+from profiler.prediction.quotas.given import Demand, demands
+from profiler.prediction.simulation.servers import ServerUse
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import LEVELS
 from profiler.strategies import StrategySpec

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.prediction.pace import Pace, Services, joined, pace_of, without
-from profiler.prediction.quota import QuotaFinding
-from profiler.prediction.quotas import fit_quotas
-from profiler.prediction.retries import RULES, RetryRule, observed_retries
-from profiler.prediction.servers import Calls, Finding, identify, in_flight, service_times
-from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
+from profiler.prediction.quotas.finding import QuotaFinding
+from profiler.prediction.quotas.fit import fit_quotas
+from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries
+from profiler.prediction.servers.calls import Calls, in_flight, service_times
+from profiler.prediction.servers.identify import Finding, identify
+from profiler.prediction.servers.pace import Pace, Services, joined, pace_of, without
+from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, vendor
 from profiler.rundir import Run
 from profiler.statistics.table import Ints

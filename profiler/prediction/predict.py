@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler.prediction.engine import ServerUse, Simulated, SimulatedLoad, Trials, simulate
-from profiler.prediction.figures import Figures, figures_of
 from profiler.prediction.fitting import Fitted
-from profiler.prediction.quota import QuotaFinding
+from profiler.prediction.quotas.finding import QuotaFinding
+from profiler.prediction.simulation.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.figures import Figures, figures_of
+from profiler.prediction.simulation.servers import ServerUse
+from profiler.prediction.simulation.work import LoopWork
 from profiler.prediction.support import is_recorded, of_question, of_recording, of_result
-from profiler.prediction.work import LoopWork
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import StrategySpec

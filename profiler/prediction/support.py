@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from profiler.limits.spec import Rule as LimitRule
-from profiler.prediction.engine import ServerUse, SimulatedLoad
 from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
-from profiler.prediction.queueing import MARGIN
+from profiler.prediction.servers.queueing import MARGIN
+from profiler.prediction.simulation.engine import SimulatedLoad
+from profiler.prediction.simulation.servers import ServerUse
 from profiler.records import NO_MODEL
 from profiler.strategies import StrategySpec
 

@@ -23,17 +23,17 @@ from typing import Literal
 
 import numpy as np
 
-from profiler.prediction.engine import (
+from profiler.prediction.fitting import Fitted, ServerFit, fit_run
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import (
     RecordedTrial,
     Simulated,
     SimulatedLoad,
     simulate_recorded,
 )
-from profiler.prediction.fitting import Fitted, ServerFit, fit_run
-from profiler.prediction.recorded import Stretch, stretch_of, with_load
-from profiler.prediction.servers import Rule
+from profiler.prediction.simulation.recorded import Stretch, stretch_of, with_load
+from profiler.prediction.simulation.work import LoopWork, RoundWork
 from profiler.prediction.support import BEYOND, known_up_to, refuses_as_seen, share_above
-from profiler.prediction.work import LoopWork, RoundWork
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
 from profiler.statistics.quantiles import Floats

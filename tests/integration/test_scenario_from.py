@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from profiler.rundir import RunDirectory
-from tests.unit.test_prediction_scenario import recorded
+from tests.unit.test_prediction_scenario_file import recorded
 
 
 def profiler(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

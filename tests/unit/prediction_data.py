@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from profiler.prediction.engine import ServerUse, SimulatedLoad, Trials
-from profiler.prediction.figures import Figures
 from profiler.prediction.fitting import Fitted, ServerFit
 from profiler.prediction.predict import Predicted, Question
-from profiler.prediction.servers import Finding, Rule
-from profiler.prediction.work import LoopWork, RoundWork, Server, System
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.servers.identify import Finding
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.servers import ServerUse
+from profiler.prediction.simulation.figures import Figures
+from profiler.prediction.simulation.work import LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord, ModelCall, RoundRecord, encode
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.quantiles import Estimate

@@ -8,8 +8,9 @@ import pytest
 
 from profiler.prediction.advice import advice
 from profiler.prediction.fitting import Fitted, ServerFit
-from profiler.prediction.servers import Finding, Rule
-from profiler.prediction.work import LoopWork, RoundWork, Server, System
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.servers.identify import Finding
+from profiler.prediction.simulation.work import LoopWork, RoundWork, Server, System
 from profiler.strategies import parse_strategies
 from tests.unit.statistics_data import run, trial
 

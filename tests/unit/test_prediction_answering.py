@@ -18,9 +18,9 @@ from profiler.prediction.answering import (
     warnings,
 )
 from profiler.prediction.asking import Asked
-from profiler.prediction.engine import Trials
 from profiler.prediction.predict import Predicted
-from profiler.prediction.servers import Rule
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import Trials
 from profiler.prediction.support import of_question, of_recording
 from profiler.report.prediction import bars, between, render_prediction
 from profiler.report.text import duration, percent

@@ -12,11 +12,11 @@ from profiler.errors import UsageError
 from profiler.limits.known import parse_quota
 from profiler.prediction.asking import Asked
 from profiler.prediction.capacity import Capacity, bottlenecks, capacity_of
-from profiler.prediction.engine import ServerUse, Trials
-from profiler.prediction.given import given_quota
 from profiler.prediction.predict import Predicted, Question
-from profiler.prediction.quota import Limit, QuotaFinding
-from profiler.prediction.servers import Rule
+from profiler.prediction.quotas.finding import Limit, QuotaFinding
+from profiler.prediction.quotas.given import given_quota
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import ServerUse, Trials
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy
 from tests.unit.prediction_data import fitted, predicted

@@ -18,9 +18,9 @@ from profiler.errors import UsageError
 from profiler.prediction.answering import limits_of, record_words
 from profiler.prediction.asking import Asked
 from profiler.prediction.check import measured_figures
-from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.fitting import Fitted, fit_run
 from profiler.prediction.predict import FEWEST_FOR_P99, Predicted, Question, predict
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials
 from profiler.prediction.support import FEWEST_LOOPS, known_up_to
 from profiler.records import LoopRecord, ToolCall
 from profiler.rundir import Recording

@@ -17,7 +17,7 @@ from profiler import ToolLoop, tool
 from profiler.arrivals import pause_after
 from profiler.loop.model import CallRequest, Reply
 from profiler.prediction.fitting import fit_run
-from profiler.prediction.recorded import stretch_of, waited_for_a_place, with_load
+from profiler.prediction.simulation.recorded import stretch_of, waited_for_a_place, with_load
 from profiler.prediction.what_if import (
     FEWEST_LOOPS,
     Change,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from profiler.cli import main
-from profiler.prediction.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table
-from profiler.prediction.fit_parts import fit_of
 from profiler.prediction.fitting import fit_run
-from profiler.prediction.scenario import correlation, not_known, plain_names, too_small, written
+from profiler.prediction.scenario.file import correlation, not_known, plain_names, too_small, written
+from profiler.prediction.scenario.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table
+from profiler.prediction.scenario.parts import fit_of
 from profiler.recordings.drafts import Tally
 from profiler.records import RemoteCall
 from profiler.rundir import RunDirectory

@@ -4,9 +4,6 @@ What belongs to this package runs here as in production, since it is the same co
 the wait after Retry-After, arrivals, pauses. What belongs to others (servers, SDKs) is simulated by the rule
 that a recording showed. Trials start as real ones do, agent after agent, and drain. The result depends on its
 arguments alone: no clock is read, and every draw comes from the seed.
-
-An event is a tuple (time, number, function, argument): the number keeps events of one time in the order in
-which they were made.
 """
 
 from __future__ import annotations
@@ -16,17 +13,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any
 
 from profiler.arrivals import Arrivals, pause_after, share, start_offset
-from profiler.limits.limiter import ONE, UNTIL_RELEASE, Limiter, Signal, Together
+from profiler.limits.limiter import Signal
 from profiler.limits.refusals import Holdback
-from profiler.limits.spec import LaneKey, lanes_of
-from profiler.limits.spec import Rule as LimitRule
-from profiler.prediction.pace import PaceDraws
-from profiler.prediction.quota import Announced, QuotaFinding
-from profiler.prediction.retries import RetryRule
-from profiler.prediction.work import CallWork, LoopWork, Server, System
+from profiler.prediction.quotas.finding import Announced, QuotaFinding
+from profiler.prediction.quotas.retries import RetryRule
+from profiler.prediction.servers.pace import PaceDraws
+from profiler.prediction.simulation.lanes import Lane, Process
+from profiler.prediction.simulation.servers import SERVERS, Clock, ServerUse
+from profiler.prediction.simulation.work import CallWork, LoopWork, System
 from profiler.strategies import StrategySpec
 
 NOTHING: dict[str, float] = {}
@@ -114,19 +111,6 @@ class TrialResult:
     dropped: int = 0
 
 
-@dataclass(slots=True)
-class ServerUse:
-    """How a server was used while trials measured: `at_arrival` counts arrivals by the calls in flight then.
-
-    `work_ns` is the service that was asked for and not refused.
-    """
-
-    at_arrival: list[int] = field(default_factory=list)
-    arrived: int = 0
-    refused: int = 0
-    work_ns: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Simulated:
     """The result of a simulation: its trials, the use of each server (the model's last), and its size."""
@@ -138,341 +122,7 @@ class Simulated:
     refused: int
 
 
-class _Clock:
-    """The virtual time, and what is due."""
-
-    __slots__ = ("heap", "made", "now")
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.made = 0
-        self.heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
-
-    def at(self, time: int, function: Callable[[Any], None], argument: Any = None) -> None:
-        self.made += 1
-        heappush(self.heap, (time, self.made, function, argument))
-
-
-# Servers. A job has `service_ns`, and is told by `answered(refused, retry_after_ns)`.
-
-
-class _Server:
-    """Serves every job at once."""
-
-    __slots__ = (
-        "capacity",
-        "clock",
-        "inside",
-        "over",
-        "pace",
-        "rate",
-        "server",
-        "tokens",
-        "tokens_at",
-        "use",
-    )
-
-    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
-        self.clock = clock
-        self.pace = pace
-        self.server = server
-        self.capacity = server.rule.capacity or 1
-        self.rate = server.rule.rate
-        self.over = self.end  # bound once: it is pushed with every job
-        self.inside = 0
-        self.use = ServerUse()
-        self.tokens = 0.0
-        self.tokens_at = -(2**62)
-
-    def arrive(self, job: _Job) -> None:
-        use, inside = self.use, self.inside
-        use.arrived += 1
-        try:
-            use.at_arrival[inside] += 1
-        except IndexError:
-            use.at_arrival += [0] * (inside - len(use.at_arrival)) + [1]
-        if self.rate is not None:
-            wait_ns = self._take(self.rate)
-            if wait_ns:
-                asked = self.server.retry_after_ns
-                self.refuse(job, asked if asked is None or asked else wait_ns)
-                return
-        if self.pace is not None:
-            job.service_ns = int(job.service_ns * self.pace.factor(self.clock.now))
-        if self.take(job):
-            self.inside += 1
-            use.work_ns += job.service_ns
-        else:
-            self.refuse(job, self.server.retry_after_ns)
-
-    def take(self, job: _Job) -> bool:
-        """Serve the job now or later; False: it is refused."""
-        self.serve(job)
-        return True
-
-    def serve(self, job: _Job) -> None:
-        """Serve the job from now on, at full speed."""
-        clock = self.clock  # `at`, written out where most events are made
-        clock.made = number = clock.made + 1
-        heappush(clock.heap, (clock.now + job.service_ns, number, self.over, job))
-
-    def end(self, job: _Job) -> None:
-        self.inside -= 1
-        job.answered(False, None)
-
-    def refuse(self, job: _Job, retry_after_ns: int | None) -> None:
-        self.use.refused += 1
-        self.clock.at(self.clock.now + self.server.refusal_ns, _refused, (job, retry_after_ns))
-
-    def _take(self, rate: float) -> int:
-        """Take one from the bucket: 0, or how long until there will be one."""
-        burst = self.server.rule.burst or 1.0
-        now = self.clock.now
-        self.tokens = min(burst, self.tokens + (now - self.tokens_at) * rate / 1e9)
-        self.tokens_at = now
-        if self.tokens < 1.0:
-            return int((1.0 - self.tokens) / rate * 1e9) + 1
-        self.tokens -= 1.0
-        return 0
-
-
-def _refused(told: tuple[_Job, int | None]) -> None:
-    told[0].answered(True, told[1])
-
-
-class _Refusing(_Server):
-    """Serves `capacity` jobs at once, and refuses more."""
-
-    __slots__ = ()
-
-    def take(self, job: _Job) -> bool:
-        if self.inside >= self.capacity:
-            return False
-        self.serve(job)
-        return True
-
-
-class _Queueing(_Server):
-    """Serves `capacity` jobs at once; more wait in the order they came, `queue` of them at most."""
-
-    __slots__ = ("waiting",)
-
-    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
-        super().__init__(clock, server, pace)
-        self.waiting: deque[_Job] = deque()
-
-    def take(self, job: _Job) -> bool:
-        most = self.server.rule.queue
-        if self.inside < self.capacity:
-            self.serve(job)
-        elif most is not None and len(self.waiting) >= most:
-            return False
-        else:
-            self.waiting.append(job)
-        return True
-
-    def end(self, job: _Job) -> None:
-        self.inside -= 1
-        if self.waiting:
-            self.serve(self.waiting.popleft())
-        job.answered(False, None)
-
-
-class _Sharing(_Server):
-    """Serves all jobs at once, each at the speed min(1, capacity / jobs): processor sharing.
-
-    `served` is the service, in ns, of a job that was there from the beginning: one that came when it was s is
-    over when it is s + its own service. So the order of ends is known however many come after.
-    """
-
-    __slots__ = ("at", "due", "ends", "look", "number", "served")
-
-    def __init__(self, clock: _Clock, server: Server, pace: PaceDraws | None = None) -> None:
-        super().__init__(clock, server, pace)
-        self.served = 0.0
-        self.at = 0
-        self.ends: list[tuple[float, int, _Job]] = []
-        self.number = 0
-        self.due = 2**62  # of the earliest event under way
-        self.look = self._look  # bound once
-
-    def _advance(self) -> None:
-        """Bring `served` to now."""
-        jobs, capacity, now = len(self.ends), self.capacity, self.clock.now
-        passed = now - self.at
-        self.served += passed if jobs <= capacity else passed * capacity / jobs
-        self.at = now
-
-    def _plan(self) -> None:
-        ends = self.ends
-        if not ends:
-            return
-        jobs, capacity, clock = len(ends), self.capacity, self.clock
-        left = ends[0][0] - self.served
-        if jobs > capacity:
-            left = left * jobs / capacity
-        due = clock.now + (int(left) + 1 if left > 0 else 1)
-        if due < self.due:  # else the earlier event looks again
-            self.due = due
-            clock.made = number = clock.made + 1
-            heappush(clock.heap, (due, number, self.look, due))
-
-    def take(self, job: _Job) -> bool:
-        self._advance()
-        self.number += 1
-        heappush(self.ends, (self.served + job.service_ns, self.number, job))
-        self._plan()
-        return True
-
-    def _look(self, due: int) -> None:
-        if due != self.due:
-            return
-        self.due = 2**62
-        self._advance()
-        ends, last = self.ends, self.served + 0.5  # ns; the sum of parts is not exact
-        if not ends or ends[0][0] > last:
-            self._plan()
-            return
-        job = heappop(ends)[2]
-        others = []
-        while ends and ends[0][0] <= last:
-            others.append(heappop(ends)[2])
-        self.inside -= 1 + len(others)
-        self._plan()
-        job.answered(False, None)
-        for job in others:
-            job.answered(False, None)
-
-
-_SERVERS: dict[str, type[_Server]] = {
-    "none": _Server,
-    "rate": _Server,
-    "refuse": _Refusing,
-    "queue": _Queueing,
-    "share": _Sharing,
-}
-
-
-# Limiters. `_Lane` does what `profiler.limits.gate.Lane` does on an event loop.
-
-
-class _Lane:
-    __slots__ = ("admitting", "clock", "due", "limiter", "queue")
-
-    def __init__(self, clock: _Clock, limiter: Limiter) -> None:
-        self.admitting = False
-        self.clock = clock
-        self.limiter = limiter
-        self.queue: deque[_Call] = deque()
-        self.due = 2**62
-
-    def enter(self, call: _Call) -> None:
-        now = self.clock.now
-        queue = self.queue
-        limiter = self.limiter
-        if not queue:
-            wait_ns = limiter.wait_ns(now, ONE)
-            if not wait_ns:
-                call.tickets.append(limiter.enter(now, ONE))
-                call.go_on()
-                return
-            if wait_ns < UNTIL_RELEASE:
-                self._look_at(now + wait_ns)
-        queue.append(call)
-
-    def leave(self, ticket: Any, signal: Signal, used: dict[str, float] | None = None) -> None:
-        self.limiter.leave(self.clock.now, ticket, signal, used)
-        if self.queue:
-            self.admit()
-
-    def admit(self) -> None:
-        """Let in whom the limiter lets in.
-
-        Who is let in may leave at once, for a wait that its server asked for meanwhile: the next one then
-        comes in here, not from in there, or a long queue would be as many calls deep.
-        """
-        if self.admitting:
-            return
-        queue, limiter, now = self.queue, self.limiter, self.clock.now
-        wait, enter = limiter.wait_ns, limiter.enter
-        self.admitting = True
-        while queue:
-            wait_ns = wait(now, ONE)
-            if wait_ns:
-                if wait_ns < UNTIL_RELEASE:
-                    self._look_at(now + wait_ns)
-                break
-            call = queue.popleft()
-            call.tickets.append(enter(now, ONE))
-            call.go_on()
-        self.admitting = False
-
-    def _look_at(self, due: int) -> None:
-        """Look at the queue then; one timer is enough, since an earlier one looks again."""
-        if due < self.due:
-            self.due = due
-            self.clock.at(due, self._fire, due)
-
-    def _fire(self, due: int) -> None:
-        if due == self.due:
-            self.due = 2**62
-            self.admit()
-
-
-class _Process:
-    """The limiters of one process, as `profiler.limits.gate.Gate` keeps them."""
-
-    __slots__ = (
-        "clock",
-        "held",
-        "holdbacks",
-        "lanes",
-        "of_tools",
-        "paths",
-        "random",
-        "rules",
-        "share",
-        "slots",
-    )
-
-    def __init__(self, clock: _Clock, rules: Sequence[LimitRule], share: int, draw: random.Random) -> None:
-        self.clock = clock
-        self.rules = rules
-        self.share = share
-        self.random = draw
-        self.lanes: dict[LaneKey, _Lane] = {}
-        self.paths: dict[tuple[str, str, str], tuple[_Lane, ...]] = {}
-        self.of_tools: list[tuple[_Lane, ...]] = []  # where agents share all lanes
-        self.holdbacks: dict[int, Holdback] = {}
-        self.held = False
-        self.slots = 0
-
-    def path(self, tool: str, server: str, agent: str) -> tuple[_Lane, ...]:
-        """The lanes that a call passes, in order."""
-        asked = (tool, server, agent)
-        found = self.paths.get(asked)
-        if found is None:
-            lanes = []
-            for key, rules in lanes_of(self.rules, tool, server, agent):
-                lane = self.lanes.get(key)
-                if lane is None:
-                    lane = self.lanes[key] = self._lane(rules)
-                lanes.append(lane)
-            found = self.paths[asked] = tuple(lanes)
-        return found
-
-    def _lane(self, rules: Sequence[LimitRule]) -> _Lane:
-        limiters = [rule.make(self.share) for rule in rules]
-        return _Lane(self.clock, limiters[0] if len(limiters) == 1 else Together(limiters))
-
-
 # Agents, loops and calls.
-
-
-class _Job(Protocol):
-    service_ns: int
-
-    def answered(self, refused: bool, retry_after_ns: int | None) -> None: ...
 
 
 class _Call:
@@ -480,7 +130,7 @@ class _Call:
 
     __slots__ = ("failed", "lanes", "loop", "place", "service_ns", "step", "tickets", "tool")
 
-    lanes: tuple[_Lane, ...]
+    lanes: tuple[Lane, ...]
     tickets: list[Any]
 
     def __init__(self, loop: _Loop, work: CallWork, place: int) -> None:
@@ -681,7 +331,7 @@ class _Agent:
 
     __slots__ = ("arrivals", "failures", "name", "process", "simulation", "source")
 
-    def __init__(self, simulation: _Simulation, process: _Process, source: int) -> None:
+    def __init__(self, simulation: _Simulation, process: Process, source: int) -> None:
         self.simulation = simulation
         self.process = process
         self.source = source
@@ -737,7 +387,7 @@ class _RecordedAgent(_Agent):
     __slots__ = ("chain", "place", "trial")
 
     def __init__(
-        self, simulation: _Simulation, process: _Process, source: int, chain: Chain, trial: RecordedTrial
+        self, simulation: _Simulation, process: Process, source: int, chain: Chain, trial: RecordedTrial
     ) -> None:
         super().__init__(simulation, process, source)
         self.chain = chain
@@ -808,7 +458,7 @@ class _Simulation:
         self.retry = retry
         self.seed = seed
         self.random = random.Random(seed)
-        self.clock = _Clock()
+        self.clock = Clock()
         self.open = False
         self.begun = 0
         self.result = TrialResult(0.0, 0)
@@ -829,13 +479,13 @@ class _Simulation:
         """Servers and limiters without anything inside."""
         self.under_way: set[_Loop] = set()
         system = self.system
-        self.servers = [_SERVERS[one.rule.kind](self.clock, one, self.pace) for one in system.servers]
+        self.servers = [SERVERS[one.rule.kind](self.clock, one, self.pace) for one in system.servers]
         self.of_tools = [self.servers[place] for place in self.system.server_of]
-        self.model = _SERVERS[system.model.rule.kind](self.clock, system.model, self.model_pace)
+        self.model = SERVERS[system.model.rule.kind](self.clock, system.model, self.model_pace)
         load = self.load
         part = load.workers if load.share_limit else 1
         self.processes = [
-            _Process(self.clock, self.strategy.rules, part, self.random) for _ in range(load.workers)
+            Process(self.clock, self.strategy.rules, part, self.random) for _ in range(load.workers)
         ]
         self.waiting: dict[int, deque[tuple[_Agent, int]]] = {id(one): deque() for one in self.processes}
         for number, process in enumerate(self.processes):
@@ -921,7 +571,7 @@ class _Simulation:
         process.slots -= 1
         self.begin_loop(agent, due)
 
-    def freed(self, process: _Process) -> None:
+    def freed(self, process: Process) -> None:
         waiting = self.waiting[id(process)]
         if waiting:
             agent, due = waiting.popleft()

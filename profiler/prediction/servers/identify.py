@@ -2,7 +2,7 @@
 
 A rule is named only when the recording went past it: calls waited, shared or were refused, the rule explains
 them much better than any other does, and what it leaves as service does not depend on the load. What is left
-open is in the sentence. The rules are in `calls`, how they are compared in `waiting` and `refusals`.
+open is in the sentence. The rules are in `calls`, how they are compared in `likelihood` and `refusals`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler.prediction.calls import Calls, Ints, Kind, Rule, in_flight, service_times
-from profiler.prediction.queueing import MARGIN, Waiting, waiting
-from profiler.prediction.refusals import Refusing, Threshold, refusing
-
-__all__ = ["Calls", "Finding", "Kind", "Rule", "identify", "in_flight", "service_times"]
+from profiler.prediction.servers.calls import Calls, Ints, Rule, in_flight
+from profiler.prediction.servers.queueing import MARGIN, Waiting, waiting
+from profiler.prediction.servers.refusals import Refusing, Threshold, refusing
 
 FEWEST_CALLS = 50
 """Accepted calls from which anything is said."""

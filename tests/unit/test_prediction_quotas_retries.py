@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from profiler.prediction.retries import ANTHROPIC, OPENAI, RULES, RetryRule, observed_retries
+from profiler.prediction.quotas.retries import ANTHROPIC, OPENAI, RULES, RetryRule, observed_retries
 from profiler.records import Attempt, ModelCall
 
 SECOND = 1_000_000_000

@@ -13,11 +13,11 @@ from itertools import count
 import numpy as np
 import pytest
 
-from profiler.prediction.calls import Calls, Rule, in_flight, service_times
-from profiler.prediction.centring import OwnCalls
-from profiler.prediction.queueing import _other_reason
-from profiler.prediction.servers import Finding, identify
-from profiler.prediction.waiting import Evidence
+from profiler.prediction.servers.calls import Calls, Rule, in_flight, service_times
+from profiler.prediction.servers.centring import OwnCalls
+from profiler.prediction.servers.identify import Finding, identify
+from profiler.prediction.servers.likelihood import Evidence
+from profiler.prediction.servers.queueing import _other_reason
 
 NEVER = math.inf
 

@@ -11,8 +11,8 @@ from profiler.errors import UsageError
 from profiler.limits.known import ANY, KnownQuota
 from profiler.limits.quotas import MINUTE_NS
 from profiler.prediction.fitting import Fitted
-from profiler.prediction.quota import Announced, Limit, QuotaFinding, amount_words
-from profiler.prediction.stated import RESOURCE
+from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding, amount_words
+from profiler.prediction.quotas.headers import RESOURCE
 from profiler.records import vendor
 
 

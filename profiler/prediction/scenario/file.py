@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from profiler.prediction.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table, ToolFit
+from profiler.prediction.scenario.fit import Counts, Fit, QuotaFit, ServerRule, Shape, Table, ToolFit
 
 OWN_CALL_SECONDS, OWN_REPLY_SECONDS = 0.0007, 0.001
 """What a call of the emulator's tools, and a reply, takes beside what is stated and what the client is known

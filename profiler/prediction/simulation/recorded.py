@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from profiler.arrivals import share, start_offset
-from profiler.prediction.engine import Chain, RecordedTrial
-from profiler.prediction.work import LoopWork
+from profiler.prediction.simulation.engine import Chain, RecordedTrial
+from profiler.prediction.simulation.work import LoopWork
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
 from profiler.statistics.table import Ints

@@ -18,7 +18,10 @@ from profiler.load.context import LoopPosition
 from profiler.load.messages import Begin
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Reply
-from profiler.prediction.engine import (
+from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding
+from profiler.prediction.quotas.retries import RetryRule
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.simulation.engine import (
     Chain,
     RecordedTrial,
     Simulated,
@@ -27,10 +30,7 @@ from profiler.prediction.engine import (
     simulate,
     simulate_recorded,
 )
-from profiler.prediction.quota import Announced, Limit, QuotaFinding
-from profiler.prediction.retries import RetryRule
-from profiler.prediction.servers import Rule
-from profiler.prediction.work import CallWork, LoopWork, RoundWork, Server, System
+from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual

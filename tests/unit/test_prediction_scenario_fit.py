@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from profiler.errors import RecordError
-from profiler.prediction.fit import GRIDS, SCHEMA, Counts, Fit, decode, encode
-from profiler.prediction.fit_columns import scores
-from profiler.prediction.fit_parts import counts, fit_of, table
 from profiler.prediction.fitting import _Rows, _Trials, fit_run
+from profiler.prediction.scenario.columns import scores
+from profiler.prediction.scenario.fit import GRIDS, SCHEMA, Counts, Fit, decode, encode
+from profiler.prediction.scenario.parts import counts, fit_of, table
 from profiler.records import Attempt, LoopRecord, ModelCall, RemoteCall, RoundRecord, ToolCall
 from profiler.rundir import Trial
 from tests.capacity_server import Shape, Tool

@@ -15,8 +15,8 @@ import numpy as np
 from profiler.limits.known import UNBOUNDED, KnownQuota
 from profiler.limits.quotas import MINUTE_NS, MONTH_NS, SECOND_NS, WINDOWS, Quota, stated, window_words
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import Limit, Request, Source, costs_of, mean, name
-from profiler.prediction.refused import lacks_of, parted
+from profiler.prediction.quotas.finding import Limit, Request, Source, costs_of, mean, name
+from profiler.prediction.quotas.from_refusals import lacks_of, parted
 
 RESOURCE: dict[str, Resource] = {
     "requests": "requests",

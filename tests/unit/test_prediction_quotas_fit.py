@@ -9,8 +9,14 @@ from random import Random
 import pytest
 
 from profiler.limits.known import parse_quota
-from profiler.prediction import quotas
-from profiler.prediction.quotas import Announced, QuotaFinding, fit_quotas, requests_of, simulated_refusals
+from profiler.prediction.quotas import fit as quotas
+from profiler.prediction.quotas.fit import (
+    Announced,
+    QuotaFinding,
+    fit_quotas,
+    requests_of,
+    simulated_refusals,
+)
 from profiler.records import Attempt, ModelCall
 
 SECOND = 1_000_000_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.prediction.calls import Bools, Floats, Ints
+from profiler.prediction.servers.calls import Bools, Floats, Ints
 
 _SIZES = 16
 """Numbers of calls of a loop at once, or ranges of them, that are held apart."""

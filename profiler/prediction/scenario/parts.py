@@ -8,7 +8,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.prediction.fit import (
+from profiler.prediction.fitting import LOAD_STATUSES, MODEL, Fitted, ServerFit, refused, server_of
+from profiler.prediction.quotas.finding import QuotaFinding
+from profiler.prediction.quotas.fit import fit_quotas
+from profiler.prediction.scenario.columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
+from profiler.prediction.scenario.fit import (
     GRIDS,
     Client,
     Counts,
@@ -21,11 +25,7 @@ from profiler.prediction.fit import (
     Table,
     ToolFit,
 )
-from profiler.prediction.fit_columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
-from profiler.prediction.fitting import LOAD_STATUSES, MODEL, Fitted, ServerFit, refused, server_of
-from profiler.prediction.quota import QuotaFinding
-from profiler.prediction.quotas import fit_quotas
-from profiler.prediction.work import LoopWork
+from profiler.prediction.simulation.work import LoopWork
 from profiler.records import LoopRecord
 
 MOST_TOOLS_FINE = 12

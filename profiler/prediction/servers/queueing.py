@@ -1,6 +1,6 @@
 """Whether the accepted calls of a server queue or share, and for what capacity.
 
-How well a rule explains them is in `waiting`, what it leaves of the load in `dependence`.
+How well a rule explains them is in `likelihood`, what it leaves of the load in `dependence`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.prediction.calls import Bools, Calls, Kind
-from profiler.prediction.dependence import changes, dependence
-from profiler.prediction.waiting import TOLERANCE_NS, Evidence, Explained, View
+from profiler.prediction.servers.calls import Bools, Calls, Kind
+from profiler.prediction.servers.dependence import changes, dependence
+from profiler.prediction.servers.likelihood import TOLERANCE_NS, Evidence, Explained, View
 
 SLOWER = 1.10
 """A queue or a share is named where calls beyond its capacity took this many times their service or more."""

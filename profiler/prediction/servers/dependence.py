@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from profiler.prediction.calls import Floats, Ints
-from profiler.prediction.waiting import Evidence, Explained
+from profiler.prediction.servers.calls import Floats, Ints
+from profiler.prediction.servers.likelihood import Evidence, Explained
 
 _LOADS = 5
 _ERRORS = 2.0

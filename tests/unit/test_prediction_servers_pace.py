@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from profiler.prediction.pace import BIN_NS, Pace, PaceDraws, Services, joined, pace_of, without
+from profiler.prediction.servers.pace import BIN_NS, Pace, PaceDraws, Services, joined, pace_of, without
 
 SECOND = 1_000_000_000
 

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from profiler.prediction.calls import Bools, Calls, Floats, Ints, Kind, Timeline
-from profiler.prediction.centring import OwnCalls, Repeated, medians, stretches
+from profiler.prediction.servers.calls import Bools, Calls, Floats, Ints, Kind, Timeline
+from profiler.prediction.servers.centring import OwnCalls, Repeated, medians, stretches
 
 TOLERANCE_NS = 2e6
 """By how much a client may see a call end before its service began: what the network adds, unevenly."""

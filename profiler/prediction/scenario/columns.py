@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from profiler.prediction.fit import Common
 from profiler.prediction.fitting import Fitted
+from profiler.prediction.scenario.fit import Common
 
 Floats = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profiler.prediction.pace import Pace
-from profiler.prediction.servers import Rule
+from profiler.prediction.servers.calls import Rule
+from profiler.prediction.servers.pace import Pace
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 from profiler.limits.known import KnownQuota
 from profiler.limits.quotas import SECOND_NS
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import (
+from profiler.prediction.quotas.finding import (
     Announced,
     Limit,
     QuotaFinding,
@@ -24,8 +24,8 @@ from profiler.prediction.quota import (
     simulated_refusals,
     told_by,
 )
-from profiler.prediction.refused import WRONG, from_refusals
-from profiler.prediction.stated import LEAST_REFUSED, read_headers, sized, stated_limits
+from profiler.prediction.quotas.from_refusals import WRONG, from_refusals
+from profiler.prediction.quotas.headers import LEAST_REFUSED, read_headers, sized, stated_limits
 from profiler.records import ModelCall
 
 SPLIT: tuple[Resource, ...] = ("requests", "input-tokens", "output-tokens")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from profiler.prediction.engine import Simulated
+from profiler.prediction.simulation.engine import Simulated
 from profiler.rundir import Trial
 from profiler.statistics.figures import block_failures, good_loops
 from profiler.statistics.objectives import Objective

@@ -4,8 +4,8 @@ It holds names of tools and figures; no prompts, arguments, results, keys, paths
 object with exactly these field names, its `schema` number last. Reading refuses a later schema in words, and
 passes over keys that it does not know. Durations are seconds.
 
-The emulator's scenario is written from it (`profiler.prediction.scenario`); how it is made from a recording
-is in `profiler.prediction.fit_parts`.
+The emulator's scenario is written from it (`profiler.prediction.scenario.file`); how it is made from a
+recording is in `profiler.prediction.scenario.parts`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ToolFit:
 
 @dataclass(frozen=True, slots=True)
 class ServerRule:
-    """What a server does with much at once, as in `profiler.prediction.servers`.
+    """What a server does with much at once, as in `profiler.prediction.servers.identify`.
 
     `identified`: the recording went past it. `seen` is the range of calls in flight that was seen;
     `capacities` are those that explain it as well as `capacity` does. A refusal takes `refusal_seconds` and

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.prediction.calls import Bools, Calls, Floats, Ints
+from profiler.prediction.servers.calls import Bools, Calls, Floats, Ints
 
 UNEVEN_NS = 3_000_000
 """How much earlier or later than the client a server may see a call come or go: network and busy client."""

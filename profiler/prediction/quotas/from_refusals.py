@@ -19,7 +19,7 @@ import numpy as np
 
 from profiler.limits.quotas import SECOND_NS
 from profiler.limits.token_bucket import Resource
-from profiler.prediction.quota import Limit, Request, costs_of, mean, name
+from profiler.prediction.quotas.finding import Limit, Request, costs_of, mean, name
 
 WRONG = 0.1
 """The share of refusals up to which requests may be on the wrong side of a limit that 429s tell."""

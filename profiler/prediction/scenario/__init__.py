@@ -1,0 +1,1 @@
+"""A recording as a page of figures, and as a scenario of the emulator."""

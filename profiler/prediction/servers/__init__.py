@@ -1,0 +1,1 @@
+"""How servers behave, from what their clients saw of them."""

@@ -1,0 +1,1 @@
+"""Loops run again in virtual time."""
