@@ -74,14 +74,15 @@ def of_recording(fitted: Fitted) -> tuple[str, ...]:
     if share_lost > LOST:
         why, _ = lost_otherwise.most_common(1)[0]
         reasons.append(
-            f"{share_lost:.0%} of the loops are not whole (most: {why}), the long ones more often than others"
+            f"{100 * share_lost:.0f} % of the loops are not whole (most: {why}), the long ones more often than "
+            "others"
         )
     found = run.recording
     if found is not None:
         if found.sampled is not None and found.sampled < 1:
             reasons.append(
-                f"only {found.sampled:.0%} of the traces were kept: how many calls were in flight is not "
-                "known; record all of them"
+                f"only {100 * found.sampled:.0f} % of the traces were kept: how many calls were in flight is "
+                "not known; record all of them"
             )
         if found.clocks > 1:
             reasons.append(
@@ -97,7 +98,8 @@ def of_recording(fitted: Fitted) -> tuple[str, ...]:
         )
     if fitted.resolution_share > UNKNOWN_TIMES:
         reasons.append(
-            f"the tick of its clock is {fitted.resolution_share:.0%} of a typical call, which is too coarse"
+            f"the tick of its clock is {100 * fitted.resolution_share:.0f} % of a typical call, which is too "
+            "coarse"
         )
     if fitted.nested > UNKNOWN_TIMES * max(1, fitted.recorded):
         reasons.append(
@@ -131,8 +133,8 @@ def of_question(fitted: Fitted, strategy: StrategySpec) -> tuple[str, ...]:
         if kept > HELD_UP * max(1, fitted.phases):
             why, _ = fitted.shortfalls.most_common(1)[0]
             reasons.append(
-                f"in {kept / max(1, fitted.phases):.0%} of the rounds calls did not overlap as the strategy "
-                f"allowed ({why.replace('_', ' ')}): no strategy could change that"
+                f"in {100 * kept / max(1, fitted.phases):.0f} % of the rounds calls did not overlap as the "
+                f"strategy allowed ({why.replace('_', ' ')}): no strategy could change that"
             )
     return tuple(reasons)
 
@@ -192,7 +194,7 @@ def of_result(
                 "(more --workers, on more cores)"
             )
         elif cpu > BUSY:
-            warnings.append(f"the client itself would be busy: {cpu:.0%} of a core for each process")
+            warnings.append(f"the client itself would be busy: {100 * cpu:.0f} % of a core for each process")
     return tuple(refused), tuple(warnings)
 
 
@@ -235,8 +237,8 @@ def _of_server(fitted: Fitted, fit: ServerFit, use: ServerUse) -> tuple[list[str
         ], []
     if above > MENTIONED:
         warned.append(
-            f"{fit.name}: {above:.0%} of its calls would find more in flight than the {known} that it is "
-            "known for"
+            f"{fit.name}: {100 * above:.0f} % of its calls would find more in flight than the {known} that it "
+            "is known for"
         )
     low, middle = finding.seen[0], _quantile(use.at_arrival, 0.5)
     if low > 4 and middle < IDLE * low:

@@ -306,7 +306,8 @@ class _Group:
         error = abs(same.quantile(0.5) / max(1.0, measured.quantile(0.5)) - 1)
         if not error <= REPLAY_TOLERANCE:
             return self._none(
-                None, f"run again without a change, its median is {error:.0%} off: something is not simulated"
+                None,
+                f"run again without a change, its median is {100 * error:.0f} % off: something is not simulated",
             )
         found = []
         for change in changes:

@@ -211,7 +211,7 @@ PAIRS: dict[str, tuple[Change, str, Change]] = {
     ),
     "sampled traces": (
         recording(sampled=0.1),
-        "only 10% of the traces were kept: how many calls were in flight is not known; record all of them",
+        "only 10 % of the traces were kept: how many calls were in flight is not known; record all of them",
         recording(sampled=1.0),
     ),
     "several clocks": (
@@ -241,7 +241,7 @@ PAIRS: dict[str, tuple[Change, str, Change]] = {
     ),
     "a run cut short": (
         each_loop(some(3, 10, cut_off)),
-        "30% of the loops are not whole (most: cut off), the long ones more often than others",
+        "30 % of the loops are not whole (most: cut off), the long ones more often than others",
         each_loop(some(1, 50, cut_off)),
     ),
     "the client had no CPU left": (

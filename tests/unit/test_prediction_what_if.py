@@ -401,7 +401,7 @@ def test_run_that_the_simulation_misses_has_no_estimates() -> None:
     assert found.estimates == ()
     (one,) = found.unknown
     assert (one.strategy, one.users, one.change) == ("semaphore:1", 1, None)
-    assert one.why == "run again without a change, its median is 43% off: something is not simulated"
+    assert one.why == "run again without a change, its median is 43 % off: something is not simulated"
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def refusing(calls: Calls, others: Ints) -> Refusing:
     if both is not None:
         return both
     share = count / refused.size
-    words = f"{share:.0%} of the calls are refused, for neither their number in flight nor their rate"
+    words = f"{100 * share:.0f} % of the calls are refused, for neither their number in flight nor their rate"
     return Refusing(None, None, False, words)
 
 
