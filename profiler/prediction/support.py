@@ -74,8 +74,8 @@ def of_recording(fitted: Fitted) -> tuple[str, ...]:
     if share_lost > LOST:
         why, _ = lost_otherwise.most_common(1)[0]
         reasons.append(
-            f"{100 * share_lost:.0f} % of the loops are not whole (most: {why}), the long ones more often than "
-            "others"
+            f"{100 * share_lost:.0f} % of the loops are not whole (most: {why}), the long ones more often "
+            "than others"
         )
     found = run.recording
     if found is not None:
@@ -237,8 +237,8 @@ def _of_server(fitted: Fitted, fit: ServerFit, use: ServerUse) -> tuple[list[str
         ], []
     if above > MENTIONED:
         warned.append(
-            f"{fit.name}: {100 * above:.0f} % of its calls would find more in flight than the {known} that it "
-            "is known for"
+            f"{fit.name}: {100 * above:.0f} % of its calls would find more in flight than the {known} that "
+            "it is known for"
         )
     low, middle = finding.seen[0], _quantile(use.at_arrival, 0.5)
     if low > 4 and middle < IDLE * low:

@@ -307,7 +307,8 @@ class _Group:
         if not error <= REPLAY_TOLERANCE:
             return self._none(
                 None,
-                f"run again without a change, its median is {100 * error:.0f} % off: something is not simulated",
+                f"run again without a change, its median is {100 * error:.0f} % off: something is not "
+                "simulated",
             )
         found = []
         for change in changes:
