@@ -142,8 +142,8 @@ def test_a_limit_that_hides_the_capacity_is_not_part_of_what_is_to_be_recorded()
     found = ask(hidden, "gathered", 16)
     asked = Asked((parse_strategy("gathered"),), (16,), Trials(60.0))
     run = replace(hidden.run, repeat=("cities", "--strategy", "semaphore:8", "--levels", "4,12"))
-    assert record_words(run, asked, [found]) == (
-        "profiler compare --for-prediction --levels 4,8,16,24 cities",
+    assert record_words(replace(hidden, run=run), asked, [found]) == (
+        "profiler compare --for-prediction --levels 4,8,16,32 cities",
     )
 
 
@@ -334,7 +334,7 @@ def test_a_server_that_got_slower_while_the_load_grew() -> None:
     world = World({"search": Server(0.4), "fetch": Server(0.2)}, slower=(120.0, 1.6))
     refused(
         ask(fit(record(world, "gathered", (4, 8), seconds=115, seed=6)), "gathered", 6),
-        "slower later or under more load, which are not told apart: record several blocks",
+        "slower later or under more load, which are not told apart (record every level twice: ",
     )
     several = ask(fit(record(world, "gathered", (4, 8), seconds=40, blocks=3, seed=6)), "gathered", 6)
     assert several.figures

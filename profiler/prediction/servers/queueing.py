@@ -202,6 +202,11 @@ def _no_waiting(evidence: Evidence, most: int) -> Waiting:
     if factor > UNEXPLAINED:
         warnings.append(_slower(factor, low, high))
         text = "slower with load, but neither a queue nor sharing explains it"
+        if drift > UNEXPLAINED:
+            text = (
+                "slower later or under more load, which are not told apart (record every level twice: "
+                "--blocks 2 or more)"
+            )
         return Waiting("none", None, None, False, text, tuple(warnings))
     until = _excluded(evidence, most)
     text = f"never more than {most} in flight: no slower up to there, and nothing is known above"
