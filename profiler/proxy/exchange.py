@@ -160,6 +160,11 @@ class Reading:
                     state, error_type = "error", "truncated_stream" if self._streamed else "unreadable"
             else:
                 reader.so_far()
+                # A client that hangs up on what it cannot read has not cancelled: the reply was at fault.
+                if state == "ok" and reader.error is not None:
+                    state, error_type = "error", error_type_of(reader.error)
+                elif state == "ok" and reader.broken is not None:
+                    state, error_type = "error", "unreadable"
         if state == "ok" and not whole:
             gone = outcome == "client gone"
             state, error_type = ("cancelled", "cancelled") if gone else ("error", "reset")

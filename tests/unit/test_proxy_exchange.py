@@ -53,6 +53,17 @@ def test_any_reply_is_read_without_raising_and_makes_a_record(api: Any, streamed
     assert statuses >= {"ok", "error"}
 
 
+@pytest.mark.parametrize("api", APIS)
+def test_client_that_hangs_up_on_what_it_cannot_read_has_not_cancelled(api: str) -> None:
+    """Its SDK closes the connection at the first event that is no JSON, and the rest never comes."""
+    traffic, agent = Traffic(), Agent(api, stream=True)
+    exchange = traffic.send(agent.path, agent.body, 0)
+    traffic.respond(exchange, [(50, b'data: {"object": "oops\n\n')], 60, outcome="client gone")
+    [record] = traffic.close()
+    model = record.rounds[0].model
+    assert (model.status, model.error_type) == ("error", "unreadable")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "x-gzip"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_compressed_replies_are_read_as_they_come(encoding: str, streamed: bool) -> None:
