@@ -52,8 +52,11 @@ def test_number_of_retries_and_backoff_are_the_sdks(name: str, monkeypatch: pyte
             assert rule.delay_ns(attempt, None, Drawn(drawn)) == pytest.approx(waited * SECOND, abs=1)
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("asked_ns", ASKED)
+# Above a minute older SDKs of Anthropic's go by their own backoff; newer ones wait, and so does the rule.
+SAME_IN_ALL = {"openai": ASKED, "anthropic": [ns for ns in ASKED if ns <= 60 * SECOND]}
+
+
+@pytest.mark.parametrize(("name", "asked_ns"), [(name, ns) for name in RULES for ns in SAME_IN_ALL[name]])
 def test_wait_that_a_server_asks_for_is_taken_as_the_sdk_takes_it(
     name: str, asked_ns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

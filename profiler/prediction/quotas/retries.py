@@ -59,7 +59,7 @@ class RetryRule:
 
 
 OPENAI = RetryRule("openai", most_asked_ns=120 * SECOND_NS)
-ANTHROPIC = RetryRule("anthropic")
+ANTHROPIC = RetryRule("anthropic")  # older versions wait a minute at most; above it, their backoff
 RULES = {rule.name: rule for rule in (OPENAI, ANTHROPIC)}
 """The rules of the SDKs' own defaults, by the name of the package."""
 
