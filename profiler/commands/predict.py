@@ -257,7 +257,7 @@ Curve = tuple[str, list[tuple[float, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for: `changed` says in words what is other than it was recorded."""
+    """The questions of the command line; `changed` says in words what differs from the recording."""
 
     asked: Asked
     load: Load
@@ -266,7 +266,7 @@ class Request:
 
 
 def request_of(arguments: argparse.Namespace, run: Run) -> Request:
-    """What is asked of this run; what is not said is as it was recorded. Raises `UsageError`."""
+    """The questions about this run. Options that are not given are as recorded. Raises `UsageError`."""
     from profiler.arrivals import Arrivals
     from profiler.load.plan import blocks_for
     from profiler.prediction.asking import as_recorded, recorded_drain, recorded_levels

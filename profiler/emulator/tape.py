@@ -327,7 +327,7 @@ def _linked(distribution: Distribution, correlation: float) -> Linked:
 
 
 class _Common:
-    """What draws of a scenario have in common (`Correlation`), compiled; empty where they have nothing.
+    """The correlation of a scenario's draws (`Correlation`), compiled; empty where they have none.
 
     `parts` are the factors of a call's normal number: of its loop, its round, its own.
     """

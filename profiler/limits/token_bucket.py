@@ -62,7 +62,7 @@ class QuotaRefusal(NamedTuple):
 
 
 class QuotaState:
-    """What one API key has left: a request takes from all buckets, or from none.
+    """The quota that one API key has left. A request takes from all buckets, or from none.
 
     `concurrent`: requests at once at most, None for any number.
     """

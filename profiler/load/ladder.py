@@ -12,8 +12,11 @@ from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions
 from profiler.strategies import StrategySpec
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-"""Of the agents asked for. A capacity is known only to a recording that went past it, and the times of calls
-that wait for nothing only to one that stayed below."""
+"""Levels, as shares of the agents asked for.
+
+A capacity is known only to a recording that went past it, and the times of calls that wait for nothing only
+to one that stayed below.
+"""
 
 FEWEST_LEVELS = 3
 

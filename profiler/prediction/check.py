@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from profiler.prediction.asking import as_recorded, recorded_levels, recorded_trials
-from profiler.prediction.fitting import LOAD_STATUSES, refused
+from profiler.prediction.fitting import LOAD_ERRORS, LOAD_STATUSES, refused
 from profiler.prediction.predict import Predicted, Question
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
@@ -27,8 +27,6 @@ SCHEMA = 1
 
 POINTS = frozenset(("failure_rate", "refused_share"))
 """Figures that are shares: their errors are differences, those of others relative."""
-
-_LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
 
 HoldoutKind = Literal["level", "strategy", "blocks"]
 
@@ -266,7 +264,7 @@ def _requests(record: LoopRecord) -> Iterator[tuple[int, bool]]:
             yield model.started_ns + model.limiter_wait_ns, False
         for call in round_.tool_calls:
             if call.attempts:
-                yield from ((one.started_ns, one.error_type in _LOAD_ERRORS) for one in call.attempts)
+                yield from ((one.started_ns, one.error_type in LOAD_ERRORS) for one in call.attempts)
             elif call.started_ns is not None:
                 yield call.started_ns, refused(call)
 

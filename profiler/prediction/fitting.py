@@ -50,7 +50,7 @@ FEWEST_AT_ONCE = 5
 NEAR = 40
 """Calls of loops about as slow, of which one stands for a call that was refused."""
 
-_LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
+LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def server_of(call: ToolCall) -> str:
 
 def refused(call: ToolCall) -> bool:
     """Whether the server refused it for its load."""
-    return call.error_type in _LOAD_ERRORS or call.error_type == "busy"
+    return call.error_type in LOAD_ERRORS or call.error_type == "busy"
 
 
 def fit_run(
@@ -332,7 +332,7 @@ def _add_request(rows: _Rows, model: ModelCall, group: int, loop: int) -> int | 
 def _add_call(rows: _Rows, call: ToolCall, group: int, loop: int) -> int:
     row = -1
     for attempt in call.attempts:
-        turned_away = attempt.error_type in _LOAD_ERRORS
+        turned_away = attempt.error_type in LOAD_ERRORS
         row = rows.add(attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns)
     if not call.attempts:
         assert call.started_ns is not None
