@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 USERS = 30
 """The recorded load: factors of the cells multiply it."""
-LEVELS = (4, 8, 15, 30, 45)
-"""Of the ladder, which goes past the capacity."""
+LEVELS = (4, 8, 15, 30, 60)
+"""Of the ladder, as `compare --for-prediction` chooses them: past the capacity, up to twice the load."""
 CAPACITY = 20
 """Of the tool that has one; some 20 of its calls are in flight when `USERS` agents gather theirs."""
 
