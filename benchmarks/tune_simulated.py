@@ -33,11 +33,14 @@ from profiler.load.spending import spent_by
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool, tool
+from profiler.over import parse_over
 from profiler.records import LoopRecord, encode
 from profiler.rundir import Incident, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual
+from profiler.tune.predicted import Scored
 from profiler.tune.search import Search, tune
+from profiler.tune.thinking import Seen, Thinker, Thought
 
 WATCH_SECONDS = 0.25
 REQUEST = httpx.Request("POST", "http://tools.invalid/")
@@ -302,7 +305,12 @@ class Outcome:
 
 
 def search_once(
-    system: System, seed: int, budget: float, out: Path, say: Callable[[str], None] = lambda text: None
+    system: System,
+    seed: int,
+    budget: float,
+    out: Path,
+    say: Callable[[str], None] = lambda text: None,
+    processes: int | None = None,
 ) -> tuple[Any, SimulatedSystem, float]:
     """One search: its answer, the system as it was left, and the seconds it took, all in virtual time."""
     simulated = SimulatedSystem(system, seed, out)
@@ -312,9 +320,33 @@ def search_once(
     if system.setting is not None:
         load = replace(load, agent="simulated:make_agent")
         most = 3 * system.capacity if system.setting == "process" else 2 * system.fan_out
-        search = Search(load, system.users, budget=budget, over=(f"calls=1..{most}",))
-    answer = tune(search, say, run=simulated.run, clock=simulated.clock)
+        search = Search(load, system.users, budget=budget, over=parse_over(f"calls=1..{most}"))
+    thinking = None if system.setting else _Timed(Thinker(search, processes=processes), simulated)
+    answer = tune(search, say, run=simulated.run, clock=simulated.clock, think=thinking)
     return answer, simulated, simulated.now - 1000.0
+
+
+class _Timed:
+    """Thinking that takes its time of the simulated clock as well."""
+
+    def __init__(self, thinker: Thinker, simulated: SimulatedSystem) -> None:
+        self._thinker = thinker
+        self._simulated = simulated
+
+    def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+        began = time.monotonic()
+        found = self._thinker.think(parts, seen, seconds)
+        self._simulated.now += time.monotonic() - began
+        return found
+
+    def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
+        began = time.monotonic()
+        found = self._thinker.at_loads(specs, levels)
+        self._simulated.now += time.monotonic() - began
+        return found
+
+    def close(self) -> None:
+        self._thinker.close()
 
 
 def judged(system: System, seed: int, budget: float, out: Path, seconds: float = 60.0) -> Outcome:

@@ -52,6 +52,9 @@ class Answer:
     not those of the setting itself.
     `edge` says in words that the setting is the largest or smallest value that was asked for.
     `short_windows` says in words that they were shorter than they ought to be, None where they were not.
+    `prediction` says in words what was predicted and how well that agreed, or why nothing was; `surprise`
+    that it was wrong. `servers`: what the recording tells of those that are known. Of `curve` and `loads`
+    some may be predicted, as each of them says.
     `moved` says in words that its goodput was another one at the end than in the final stage. `slo` is
     whether any setting that was tried meets `--slo`, None without one. `nothing` says in words that no loop
     of the final stage was good, `unanswered` that nothing came back to any request of it. `internal` loops of
@@ -82,6 +85,9 @@ class Answer:
     untried: tuple[str, ...] = ()
     short_windows: str | None = None
     moved: str | None = None
+    prediction: str | None = None
+    surprise: str | None = None
+    servers: tuple[str, ...] = ()
     rates_leave_out: tuple[str, ...] = ()
     refused: str | None = None
     slo: Outcome | None = None
@@ -136,7 +142,9 @@ class Answer:
         # That of the final stage: what is promised was measured at another time.
         same = next((one for one in self.final if one.spec == self.setting.spec), self.setting)
         clearly = same.points * (1 + EQUIVALENT)
-        others = [one for one in self.curve if one.spec not in final and one.points > clearly]
+        others = [
+            one for one in self.curve if one.spec not in final and one.points > clearly and not one.predicted
+        ]
         if not others:
             return None
         best = best_of(others)
@@ -151,12 +159,13 @@ class Answer:
         limit = self.setting.limit
         if limit is None or not self.proven:
             return None
-        lower = next((one for one in self.final if one.limit == round(HEADROOM_AT * limit) != limit), None)
+        at = round(HEADROOM_AT * limit)
+        lower = next((one for one in (*self.final, *self.curve) if one.limit == at != limit), None)
         same = next((one for one in self.final if one.spec == self.setting.spec), self.setting)
         if lower is None or not lower.points or not same.points:
             return None
         share = lower.points / same.points
-        left = _figure(lower, self.objective)
+        left = _figure(lower, self.objective) + _label(lower)
         return f"headroom: at {lower.spec} (80 % of the limit) {share:.0%} of it are left: {left}"
 
 
@@ -190,7 +199,9 @@ def render(answer: Answer) -> str:
     lines += ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
     lines += [] if answer.slo is None or answer.slo.holds else [answer.slo.sentence]
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
+    lines += [] if answer.surprise is None else [answer.surprise + "."]
     lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
+    lines += [] if answer.prediction is None else [answer.prediction + "."]
     lines += [] if answer.overlooked is None else [answer.overlooked + "."]
     lines += [] if answer.edge is None else [answer.edge + "."]
     lines += [] if answer.refused is None else [answer.refused + "."]
@@ -199,18 +210,20 @@ def render(answer: Answer) -> str:
         lines += ["", _row_of("limit" if answer.dial is None else "value", answer.objective, "p95", "failed")]
         for one in answer.curve:
             mark = "  ←" if one.limit == answer.setting.limit else ""
-            lines.append(_row(str(one.limit), one, answer.objective) + mark)
+            lines.append(_row(str(one.limit), one, answer.objective) + _label(one) + mark)
         shape = answer.shape
         cliff = f"cliff at {shape.cliff}" if shape.cliff is not None else "no cliff seen"
         lines += ["", f"knee at {shape.knee}, {cliff}"]
     if answer.headroom:
         lines.append(answer.headroom)
+    lines += answer.servers
     lines += ["", "in the same paired blocks:"]
     width = max(24, *(len(one.spec) for one in answer.final))
     lines += [_row_of("strategy", answer.objective, "p95", "failed", width)]
     lines += [_row(one.spec, one, answer.objective, width) for one in answer.final]
     if answer.loads:
-        lines += ["", "at other loads:"]
+        foreseen = any(at.setting.predicted for at in answer.loads)
+        lines += ["", "at other loads, as predicted:" if foreseen else "at other loads:"]
         for at in answer.loads:
             other = (
                 ""
@@ -242,7 +255,15 @@ def findings(answer: Answer, outcomes: tuple[Outcome, ...], scenario: str) -> Fi
         (one.spec, _figure(one, answer.objective), seconds(one.p95), percent(one.failures.value))
         for one in answer.final
     ]
-    notes = (answer.short_windows, answer.moved, answer.overlooked, answer.edge, answer.refused)
+    notes = (
+        answer.short_windows,
+        answer.surprise,
+        answer.moved,
+        answer.prediction,
+        answer.overlooked,
+        answer.edge,
+        answer.refused,
+    )
     said = (answer.sentence, *filter(None, notes))
     return Findings(
         subject=f"profiler tune: {scenario}",
@@ -256,6 +277,10 @@ def findings(answer: Answer, outcomes: tuple[Outcome, ...], scenario: str) -> Fi
 def _row(name: str, one: Candidate, objective: str, width: int = 8) -> str:
     failed = "" if one.failures.value is None else f"{one.failures.value:.1%}"
     return _row_of(name, _figure(one, objective), seconds(one.p95), failed, width)
+
+
+def _label(one: Candidate) -> str:
+    return " predicted" if one.predicted else ""
 
 
 def _row_of(name: str, figure: str, p95: str, failed: str, width: int = 8) -> str:

@@ -57,12 +57,13 @@ SEMAPHORE = Dial()
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A strategy as measured in one experiment. The higher the `score`, the better.
+    """A strategy as measured in one experiment, or as predicted. The higher the `score`, the better.
 
     `limit` is that of a shared semaphore, or the value of the setting that is searched; None for others.
     `calls_per_second` counts its tool calls. `against_best` is the paired ratio of its score to the best
     one's, None for the best itself. `objective_met` is whether it meets `--slo` (None without one),
-    `objective_missed` says what it misses.
+    `objective_missed` says what it misses. A `predicted` one was not measured: its intervals are bands of
+    simulated runs.
     """
 
     spec: str
@@ -76,6 +77,7 @@ class Candidate:
     against_best: Ratio | None = None
     objective_met: bool | None = None
     objective_missed: tuple[str, ...] = ()
+    predicted: bool = False
 
     @property
     def points(self) -> float:
@@ -399,7 +401,7 @@ class Pilot:
     refused others was seen to serve (of a setting: the value that lets so many run), and where the adaptive
     limit was in the end; none when no limit was met. `failing`: calls failed. In seconds:
     `loops` is the mean loop of each strategy, `loop` that of good loops where they took least, and `work`
-    what the tool calls of a loop take together.
+    what the tool calls of a loop take together. `widest`: the most calls of one round.
     """
 
     peak: int
@@ -410,6 +412,7 @@ class Pilot:
     loop: float = 0.0
     work: float = 0.0
     dial: Dial = SEMAPHORE
+    widest: int = 1
 
     def loop_seconds(self, spec: str, users: int) -> float:
         """The mean loop to expect of a strategy: as measured, or by Little's law of the places that it has.
@@ -484,6 +487,7 @@ def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pi
         loop=min(loops.values(), default=0.0) if math.isinf(shortest) else shortest,
         work=_mean(ran) / 1e9 * len(calls) / max(1, len(whole)),
         dial=dial,
+        widest=widest,
     )
 
 

@@ -90,9 +90,10 @@ class Dial:
 
 
 def dial_of(over: Sequence[Over]) -> Dial:
-    """What is turned, given the parts of `--over`.
+    """What is turned, given the parts of `--over`; of several limits the shared one, else the first.
 
-    Raises `UsageError` for what cannot be searched at once.
+    The others are searched only where they can be predicted. Raises `UsageError` for what cannot be searched
+    at once.
     """
     turned = [part for part in over if part.knob is not None]
     settings = [part for part in turned if part.kind == "setting"]
@@ -101,11 +102,8 @@ def dial_of(over: Sequence[Over]) -> Dial:
         raise UsageError(
             f"--over {settings[0]}: a setting of the agent is searched alone, not with {others} at once"
         )
-    if len(turned) > 1:
-        raise UsageError(
-            f"--over {turned[0]},{turned[1]}: one limit is searched at a time; leave one of them out"
-        )
     if not turned:
         return Dial()
-    knob = turned[0].knob or Knob()
-    return Dial(knob, turned[0].values or ANY_LIMIT)
+    shared = (part for part in turned if part.knob is not None and part.knob.shared)
+    first = next(shared, turned[0])
+    return Dial(first.knob or Knob(), first.values or ANY_LIMIT)

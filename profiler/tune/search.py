@@ -23,7 +23,15 @@ from profiler.statistics.summary import fit, summarise_directory
 from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import TOOL_CALLS
 from profiler.strategies import effective_limits, parse_strategies, parse_strategy
-from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment
+from profiler.tune.answer import (
+    HEADROOM_AT,
+    Answer,
+    AtLoad,
+    choose,
+    per_second,
+    python_snippet,
+    toml_fragment,
+)
 from profiler.tune.budget import (
     END,
     LEAST_WINDOW,
@@ -58,15 +66,32 @@ from profiler.tune.candidates import (
     survivors,
 )
 from profiler.tune.dial import Dial, dial_of
+from profiler.tune.predicted import Agreement, agreement
 from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
+from profiler.tune.recorded import at_the_top
+from profiler.tune.thinking import Seen, Thinker, Thinking, Thought
 
 RATES = 3
 """Rates that are tried."""
 
 SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
 """Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
-BLOCKS = {"limits": 2, "final": 8, "loads": 1}
+SHARES_PREDICTED = {"proof": 0.75, "confirm": 0.25}
+"""The same where everything was predicted, and only the best is measured."""
+BLOCKS = {"limits": 2, "final": 8, "loads": 1, "proof": 5}
 """Blocks of each stage, at most."""
+DECIDING = ("final", "proof")
+"""Stages that decide: they may end as soon as their candidates are told apart."""
+THINKING = 0.1
+"""The share of the budget for predicting."""
+LEVELS_FROM = 90.0
+"""The budget, in seconds, from which on the first look is long enough to be predicted from."""
+LEVELS = (1 / 3, 0.6, 1.0)
+"""Shares of the load, from few calls at once to all: what a server does under load shows between them."""
+LOOK_SHARE, LONGEST_LOOK = 0.04, 8.0
+"""How long each of them is looked at, as a share of the budget, and in seconds at most."""
+FEWEST_SURPRISING = 2
+"""Blocks after which a prediction may be found to be wrong."""
 FIRST_LOOK = 4
 """Blocks of the final stage before it may end early."""
 LADDER = 4
@@ -148,6 +173,11 @@ class Stage:
         return {one.spec for one in self.found if one.score.value is not None} >= set(self.asked)
 
 
+def thinker(search: Search) -> Thinking | None:
+    """What predicts for a search; None where nothing can be predicted, as of a setting of the agent's own."""
+    return None if search.dial.setting is not None else Thinker(search)
+
+
 class LimitReachedError(ProfilerError):
     """A limit on what may be spent is reached: no more experiments begin."""
 
@@ -169,6 +199,7 @@ class Tuner:
         say: Callable[[str], None],
         run: Callable[..., Path] | None = None,
         clock: Callable[[], float] | None = None,
+        think: Thinking | None = None,
     ) -> None:
         self._search = search
         self._say = say
@@ -189,6 +220,9 @@ class Tuner:
         self._window_loops = WINDOW_LOOPS
         self._dial = search.dial
         self._seen = Pilot(1, 1.0, ())
+        self._thinker = thinker(search) if think is None else think
+        self._thought: Thought | None = None
+        self._surprise: str | None = None
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
@@ -207,6 +241,9 @@ class Tuner:
         except KeyboardInterrupt as error:
             self._ended = error if isinstance(error, Interrupted) else Interrupted()
             return self._answer_so_far()
+        finally:
+            if self._thinker is not None:
+                self._thinker.close()
 
     @property
     def _stopped(self) -> str | None:
@@ -233,14 +270,15 @@ class Tuner:
         # Beside gathering, a strategy that gets something done where gathering only fails.
         first = [baseline, *(kinds or [self._dial.beside])]
         records = self._pilot(first)
-        found = self._ladder()
-        final = self._final(found, others)
+        final = self._decided(others)
         setting, as_good = choose(final, self._dial)
         stage = self._stages[-1]
         loads: Sequence[AtLoad] = ()
         scalability = None
         try:
-            loads, scalability = self._other_loads(setting)
+            loads, scalability = self._predicted_loads(setting)
+            if not loads:
+                loads, scalability = self._other_loads(setting)
             self._confirm(setting)
         except (LimitReachedError, TargetError, Interrupted) as error:
             self._failure = error if isinstance(error, TargetError) else None
@@ -248,12 +286,112 @@ class Tuner:
         setting = self._promised(setting, stage)
         return self._answer(setting, as_good, stage, loads, scalability, records)
 
+    def _decided(self, others: Sequence[str]) -> list[Candidate]:
+        """The candidates of the stage that decides: of those that are predicted to be best, else of a search.
+
+        A ladder of limits is a recording as well: where the first look does not tell enough, it may.
+        """
+        found: list[Candidate] = []
+        if not self._think():
+            found = self._ladder()
+            if not found or not self._think():
+                return self._final(found, others)
+        self._shares = dict(SHARES_PREDICTED)
+        final = self._stage("proof", self._proof_specs(found))
+        said = self._disagreement(final)
+        if said is None:
+            return final
+        self._surprise = said
+        self._shares = dict(SHARES)
+        self._say(f"{said}: searching without it")
+        loops = self._loops(self._first_specs()[:FEWEST])
+        if fitting(loops, self._left() - self._start) < FEWEST:
+            return final
+        return self._final(self._ladder(), others)
+
+    def _think(self) -> bool:
+        """Predict from what was recorded so far; whether that tells what to measure."""
+        if self._thinker is None:
+            return False
+        seen = Seen(self._loop_under_load(), self._seen.peak, self._seen.widest)
+        directories = [stage.directory for stage in self._stages]
+        self._thought = thought = self._thinker.think(directories, seen, THINKING * self._search.budget)
+        if thought.refused is not None:
+            self._say(f"not predicted: {thought.refused}")
+            return False
+        best = thought.candidate(thought.finalists[0])
+        said = "" if best is None else f": best {best.spec}, {per_second(best.goodput)}"
+        self._say(f"predicted: {thought.known} settings from {thought.loops} loops{said}")
+        return True
+
+    def _loop_under_load(self) -> float:
+        return max(self._seen.loop, *self._seen.loops.values(), 0.0)
+
+    def _proof_specs(self, found: Sequence[Candidate]) -> list[str]:
+        """What to measure after predicting: the best, what may be as good, and the baseline to compare with.
+
+        A limit that was the best of those measured so far is among them: it may know better.
+        """
+        assert self._thought is not None
+        specs = [*self._thought.finalists]
+        measured = best_of(found) if found else None
+        if measured is not None and measured.points:
+            predicted = self._thought.candidate(measured.spec)
+            if predicted is None or measured.points > (predicted.score.high or predicted.points):
+                specs.append(measured.spec)
+        if self._search.part("eager") is not None:
+            specs += ["eager", *(f"eager+{spec}" for spec in specs[:1] if spec.startswith("semaphore"))]
+        return [*dict.fromkeys([*specs[:2], self._dial.baseline, *specs[2:]])]
+
+    def _disagreement(self, measured: Sequence[Candidate]) -> str | None:
+        """That the best was measured to be another than predicted, in words; None where it was not."""
+        best = best_of(measured)
+        found = self._agreement(best)
+        if found is None or found.holds:
+            return None
+        return f"the prediction was wrong: {best.spec} was {found.words}"
+
+    def _agreement(self, measured: Candidate) -> Agreement | None:
+        predicted = None if self._thought is None else self._thought.candidate(measured.spec)
+        return None if predicted is None else agreement(predicted, measured, self._search.objective)
+
+    def _predicted_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
+        """The setting and the baseline at other loads as predicted; nothing where that was not so."""
+        if self._thinker is None or self._thought is None or self._thought.refused or self._surprise:
+            return [], None
+        users = self._search.users
+        levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
+        specs = [*dict.fromkeys([setting.spec, self._dial.baseline])]
+        found = self._thinker.at_loads(specs, levels)
+        loads, rates = [], []
+        for level in levels:
+            named = {one.spec: one.candidate for one in found.get(level, [])}
+            at, gathered = named.get(setting.spec), named.get(self._dial.baseline)
+            if at is None:
+                continue
+            if level != users:
+                loads.append(AtLoad(level / users, level, at, None if gathered is at else gathered))
+            if at.goodput.value:
+                rates.append((level, [at.goodput.value]))
+        fitted = fit([level for level, _ in rates], [rate for _, rate in rates])
+        return loads, None if fitted is None else f"over the loads, as predicted: {fitted.sentence}"
+
+    def _look(self, specs: Sequence[str], until: float) -> RunDirectory:
+        """The first experiment: from a small load to all of it where it is to be predicted from."""
+        search = self._search
+        levels = sorted({max(1, round(search.users * share)) for share in LEVELS})
+        predicted = self._thinker is not None and search.budget >= LEVELS_FROM and search.load.agent is None
+        if not predicted or len(levels) < len(LEVELS):
+            return self._experiment("pilot", specs, 1, LEAST_WINDOW, until=until, loops=PILOT_LOOPS)
+        window = min(LONGEST_LOOK, max(LEAST_WINDOW, LOOK_SHARE * search.budget))
+        return self._experiment("pilot", specs[:1], 1, window, tuple(levels), until=until, loops=PILOT_LOOPS)
+
     def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
         """The records of a first look; refuses where the budget is too small for what it shows."""
         budget = self._search.budget
-        until = self._began + PILOT_SHARE * budget
-        directory = self._experiment("pilot", specs, 1, LEAST_WINDOW, until=until, loops=PILOT_LOOPS)
-        run, records = directory.load(), list(directory.records())
+        directory = self._look(specs, self._began + PILOT_SHARE * budget)
+        run, records = at_the_top(directory.load(), directory.records())
+        specs = list(dict.fromkeys(trial.strategy for trial in run.trials)) or specs
         self._measured(specs, directory)
         if self._spending.limit is not None:
             raise LimitReachedError
@@ -327,7 +465,16 @@ class Tuner:
         return self._stage("final", [*dict.fromkeys(specs)])
 
     def _loops(self, specs: Sequence[str]) -> list[float]:
-        return [self._seen.loop_seconds(spec, self._search.users) for spec in specs]
+        """What a loop takes under each, in seconds: as predicted in a closed load, else by `Pilot`."""
+        loops = []
+        for spec in specs:
+            predicted = None if self._thought is None else self._thought.candidate(spec)
+            rate = None if predicted is None else predicted.throughput.value
+            if rate and spec not in self._seen.loops and self._search.load.arrivals is None:
+                loops.append(self._search.users / rate)
+            else:
+                loops.append(self._seen.loop_seconds(spec, self._search.users))
+        return loops
 
     def _answer_so_far(self) -> Answer:
         """The best of the last stage in which everything was measured, else of the last with scores."""
@@ -379,7 +526,7 @@ class Tuner:
         """Measure as many of the candidates as fit into the stage's share, the first ones before others."""
         seconds, until = self._share(name)
         places = within(self._loops(specs), FILLED * seconds)
-        if name == "final" and len(places) < min(FEWEST_TOLD_APART, len(specs)):
+        if name in DECIDING and len(places) < min(FEWEST_TOLD_APART, len(specs)):
             # Sooner another candidate than the answer once more.
             seconds, until = self._left() - self._start, self._end
             places = within(self._loops(specs), FILLED * seconds)
@@ -460,7 +607,7 @@ class Tuner:
         share = left * self._shares[name] / sum(self._shares.values())
         del self._shares[name]
         least = trial_seconds(self._seen.loop)
-        if name == "final" and (left - share < self._start + least or share < self._start + 3 * least):
+        if name in DECIDING and (left - share < self._start + least or share < self._start + 3 * least):
             share = left  # no stage after it could begin, or not even it
         return share - self._start, min(self._end, self._clock() + share)
 
@@ -534,7 +681,7 @@ class Tuner:
             blocks=blocks,
             levels=levels,
             seed=search.load.seed + len(self._runs),
-            calibration_seconds=search.load.calibration_seconds if name == "final" else 0.0,
+            calibration_seconds=search.load.calibration_seconds if name in DECIDING else 0.0,
             metrics=False,
             window_loops=loops,
             until_seconds=until,
@@ -545,7 +692,7 @@ class Tuner:
             # Each agent is a source of arrivals: more agents make more of them, each as many as before.
             options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
         experiment = Experiment(options, most, window * blocks, search.workers)
-        enough = self._enough if name == "final" else None
+        enough = {"final": self._enough, "proof": self._proven}.get(name)
         try:
             directory = RunDirectory.open(self._run_experiment(experiment, enough=enough))
         except TargetError as error:
@@ -575,6 +722,15 @@ class Tuner:
             return False
         return settled(candidates(directory, self._search.objective, self._slo, self._dial))
 
+    def _proven(self, directory: RunDirectory) -> bool:
+        """Whether the measuring of what was predicted may end: as `_enough`, or since that was wrong."""
+        if self._enough(directory):
+            return True
+        if len({trial.block for trial in directory.load().trials}) < FEWEST_SURPRISING:
+            return False
+        found = candidates(directory, self._search.objective, self._slo, self._dial)
+        return self._disagreement(found) is not None
+
     def _answer(
         self,
         setting: Candidate,
@@ -588,11 +744,14 @@ class Tuner:
         """The answer; `records` are those of the first look, which tell of quotas."""
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
-        curve = on_one_scale([one.found for one in self._stages], self._dial)
+        measured = on_one_scale([one.found for one in self._stages], self._dial)
         found = None
-        if proven and any(one.points for one in curve):
-            best = setting if setting.limit is not None else best_of(curve)
+        curve = self._with_predicted(measured)
+        if proven and any(one.points for one in measured):
+            best = setting if setting.limit is not None else best_of(measured)
             found = shape(curve, best.limit or 0)
+            shown = shape(measured, best.limit or 0)
+            found = replace(found, low=shown.low, high=shown.high)
         rates, left_out = self._rates(records)
         model_limits = rates[0].limits if rates else None
         held = self._search.load.model_limit is not None
@@ -636,11 +795,36 @@ class Tuner:
             untried=tuple(dict.fromkeys(self._untried)),
             short_windows=self._short_windows,
             moved=self._moved,
+            prediction=self._prediction(setting, stage),
+            servers=() if self._thought is None else self._thought.servers,
+            surprise=self._surprise,
             slo=self._judged_objective(),
             nothing=None if nothing is None else nothing.sentence,
             unanswered=summary.unanswered,
             internal=sum(directory.ended_by(INTERNAL) for directory in self._runs),
         )
+
+    def _with_predicted(self, measured: Sequence[Candidate]) -> list[Candidate]:
+        """The curve, with what was only predicted beside what was measured; not where it was wrong."""
+        if self._thought is None or self._thought.refused is not None or self._surprise is not None:
+            return [*measured]
+        known = {one.limit for one in measured}
+        others = [one.candidate for one in self._thought.found.values() if one.candidate is not None]
+        added = [one for one in others if one.limit is not None and one.limit not in known]
+        return sorted([*measured, *added], key=lambda one: one.limit or 0)
+
+    def _prediction(self, setting: Candidate, stage: Stage) -> str | None:
+        """What was predicted, and how well that agreed with what was then measured, in words."""
+        thought = self._thought
+        if thought is None:
+            return None
+        if thought.refused is not None:
+            return f"not predicted, but searched: {thought.refused}"
+        same = next((one for one in stage.found if one.spec == setting.spec), setting)
+        found = self._agreement(same)
+        said = "" if found is None else f"; {setting.spec} was {found.words}"
+        took = f"{thought.seconds:.0f} s"
+        return f"{thought.known} settings were predicted from {thought.loops} loops in {took}{said}"
 
     def _judged_objective(self) -> Outcome | None:
         """Whether any setting meets `--slo`, each as it was measured last; None without one."""
@@ -660,9 +844,11 @@ def tune(
     *,
     run: Callable[..., Path] | None = None,
     clock: Callable[[], float] | None = None,
+    think: Thinking | None = None,
 ) -> Answer:
     """Find the setting. `say` gets a line at each step. Raises what `run_experiment` raises.
 
-    `run` runs an experiment in place of `run_experiment`, and `clock` (seconds) is the clock it goes by.
+    `run` runs an experiment in place of `run_experiment`, `clock` (seconds) is the clock it goes by, and
+    `think` predicts in place of a `Thinker`.
     """
-    return Tuner(search, say, run, clock).run()
+    return Tuner(search, say, run, clock, think).run()

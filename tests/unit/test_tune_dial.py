@@ -20,6 +20,9 @@ def test_dial_is_a_shared_semaphore_unless_another_or_a_setting_is_named():
     assert dial("rate,adaptive") == dial("semaphore,rate") == Dial(Knob(), ANY_LIMIT)
     assert dial("semaphore=2..64,adaptive") == Dial(Knob(), Values(2, 64))
     assert dial("semaphore@tool=1..9") == Dial(Knob(scope="tool"), Values(1, 9))
+    # Of several limits the shared one is what the curve is about.
+    assert dial("semaphore@tool=1..4,semaphore=2..64") == Dial(Knob(), Values(2, 64))
+    assert dial("semaphore:a=1..9,semaphore:b=1..4") == Dial(Knob(scope="tool", tool="a"), Values(1, 9))
     assert dial("calls=2..32") == Dial(Knob("calls"), Values(2, 32))
     assert dial("calls=8,2,4,2") == Dial(Knob("calls"), Values(2, 8, (2, 4, 8)))
 
@@ -32,7 +35,6 @@ def test_dial_is_a_shared_semaphore_unless_another_or_a_setting_is_named():
             "--over calls=1..32: a setting of the agent is searched alone, not with semaphore",
         ),
         ("a=1..3,b=1..3", "--over a=1..3: a setting of the agent is searched alone, not with b=1..3"),
-        ("semaphore,semaphore@tool=1..4", "--over semaphore,semaphore@tool=1..4: one limit is searched at a"),
     ],
 )
 def test_over_that_cannot_be_searched_at_once_is_refused(over, said):
