@@ -159,7 +159,11 @@ class SimulatedSystem:
         spent = Spent()
         with directory.records_path.open("wb") as file:
             for planned in schedule(
-                [spec.text for spec in options.strategies], options.seed, experiment.blocks, options.levels
+                [spec.text for spec in options.strategies],
+                options.seed,
+                experiment.blocks,
+                options.levels,
+                climb=options.climb,
             ):
                 if enough is not None and trials and planned.block > trials[-1].block:
                     file.flush()

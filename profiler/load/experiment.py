@@ -32,7 +32,7 @@ from profiler.errors import (
 from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
-from profiler.load.plan import MOST_DRAIN_SECONDS, blocks_for
+from profiler.load.plan import MOST_DRAIN_SECONDS, blocks_for, turns
 from profiler.process.modes import opener_like
 from profiler.process.ports import free_port
 from profiler.process.signals import DRAIN_SECONDS, ENDING
@@ -104,7 +104,8 @@ class Experiment:
     @property
     def limit_seconds(self) -> float:
         """A test that takes longer than this hangs."""
-        trials = self.blocks * len(self.options.strategies) * max(1, len(self.options.levels))
+        options = self.options
+        trials = self.blocks * turns(len(options.strategies), len(options.levels), climb=options.climb)
         drain = self.options.drain_seconds
         if self.options.uninterrupted:
             drain = max(drain, MOST_DRAIN_SECONDS)

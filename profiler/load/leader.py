@@ -28,6 +28,7 @@ from profiler.load.plan import (
     ramp_seconds,
     schedule,
     timing,
+    turns,
 )
 from profiler.load.spending import Resource
 from profiler.load.target import Target
@@ -141,7 +142,7 @@ class Leader:
         self._quiet = _Quiet(0)
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._strategies = [spec.text for spec in options.strategies]
-        self._turns = len(options.strategies) * max(1, len(options.levels))
+        self._turns = turns(len(options.strategies), len(options.levels), climb=options.climb)
         whole = options.uninterrupted and ramp.seconds is not None and options.trial_seconds is None
         self._timing: Timing = timing(
             turns=self._turns,
@@ -267,7 +268,10 @@ class Leader:
 
     def _trials(self) -> None:
         options = self.options
-        for planned in schedule(self._strategies, options.seed, self._timing.blocks, options.levels):
+        plan = schedule(
+            self._strategies, options.seed, self._timing.blocks, options.levels, climb=options.climb
+        )
+        for planned in plan:
             if planned.index % self._turns == 0:
                 self._window = self._block_window(planned.block)
             left = None if self._trials_in_all is None else self._trials_in_all - planned.index

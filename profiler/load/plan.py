@@ -40,17 +40,31 @@ class PlannedTrial:
 
 
 def schedule(
-    strategies: Sequence[str], seed: int, blocks: int | None = None, levels: Sequence[int] = ()
+    strategies: Sequence[str],
+    seed: int,
+    blocks: int | None = None,
+    levels: Sequence[int] = (),
+    *,
+    climb: bool = False,
 ) -> Iterator[PlannedTrial]:
     """The trials of complete blocks, without end when `blocks` is None.
 
-    A block runs every strategy once, in a random order, on every level; levels rise within a block.
+    A block runs every strategy once, in a random order, on every level; levels rise within a block. In a
+    `climb` all but the first strategy run on the highest level only.
     """
     index = itertools.count()
     for block in itertools.count() if blocks is None else range(blocks):
         for users in sorted(levels) or (None,):
-            for strategy in block_order(strategies, seed, block, users):
+            every = not climb or users is None or users == max(levels)
+            for strategy in block_order(strategies if every else strategies[:1], seed, block, users):
                 yield PlannedTrial(next(index), block, strategy, users)
+
+
+def turns(strategies: int, levels: int, *, climb: bool = False) -> int:
+    """The trials of a block of `schedule`."""
+    if climb and levels:
+        return strategies + levels - 1
+    return strategies * max(1, levels)
 
 
 def block_order(strategies: Sequence[str], seed: int, block: int, users: int | None = None) -> list[str]:

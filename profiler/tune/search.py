@@ -384,14 +384,15 @@ class Tuner:
         if not predicted or len(levels) < len(LEVELS):
             return self._experiment("pilot", specs, 1, LEAST_WINDOW, until=until, loops=PILOT_LOOPS)
         window = min(LONGEST_LOOK, max(LEAST_WINDOW, LOOK_SHARE * search.budget))
-        return self._experiment("pilot", specs[:1], 1, window, tuple(levels), until=until, loops=PILOT_LOOPS)
+        return self._experiment(
+            "pilot", specs, 1, window, tuple(levels), until=until, loops=PILOT_LOOPS, climb=True
+        )
 
     def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
         """The records of a first look; refuses where the budget is too small for what it shows."""
         budget = self._search.budget
         directory = self._look(specs, self._began + PILOT_SHARE * budget)
         run, records = at_the_top(directory.load(), directory.records())
-        specs = list(dict.fromkeys(trial.strategy for trial in run.trials)) or specs
         self._measured(specs, directory)
         if self._spending.limit is not None:
             raise LimitReachedError
@@ -663,6 +664,7 @@ class Tuner:
         *,
         until: float,
         loops: float = WINDOW_LOOPS,
+        climb: bool = False,
     ) -> RunDirectory:
         """One experiment of paired blocks: each trial measures `window` seconds, and `loops` loops, at least.
 
@@ -685,6 +687,7 @@ class Tuner:
             metrics=False,
             window_loops=loops,
             until_seconds=until,
+            climb=climb,
         )
         most = max(levels, default=search.users)
         began = self._clock()

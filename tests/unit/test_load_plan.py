@@ -16,6 +16,7 @@ from profiler.load.plan import (
     schedule,
     tape_numbers,
     timing,
+    turns,
 )
 from profiler.statistics.objectives import AbortRule
 from profiler.strategies import effective_limits, parse_strategy
@@ -90,6 +91,16 @@ def test_window_within_a_total_repeats_until_time_is_out() -> None:
     assert plan.blocks is None
     assert plan.block_window(2, block=3, elapsed=40, drain=1) == 5
     assert plan.fit(5, trials_left=None, elapsed=57) == 3
+
+
+def test_climb_runs_the_first_strategy_on_every_level_and_the_others_on_the_highest() -> None:
+    trials = list(schedule(STRATEGIES, seed=7, blocks=2, levels=(40, 10, 20), climb=True))
+    assert [trial.index for trial in trials] == list(range(10))
+    assert [trial.users for trial in trials[:5]] == [10, 20, 40, 40, 40]
+    assert [trial.strategy for trial in trials[:2]] == ["sequential"] * 2
+    assert sorted(trial.strategy for trial in trials[2:5]) == sorted(STRATEGIES)
+    assert turns(3, 3, climb=True) == 5
+    assert (turns(3, 0, climb=True), turns(3, 3), turns(3, 0)) == (3, 9, 3)
 
 
 def test_ladder_runs_every_strategy_on_every_level_of_a_block_rising() -> None:

@@ -125,7 +125,11 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_repeats: None)
             )
 
         for planned in schedule(
-            [spec.text for spec in options.strategies], options.seed, experiment.blocks, options.levels
+            [spec.text for spec in options.strategies],
+            options.seed,
+            experiment.blocks,
+            options.levels,
+            climb=options.climb,
         ):
             if trials and planned.block > trials[-1].block and enough is not None:
                 save()

@@ -7,6 +7,7 @@ from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import Answer, choose
 from profiler.tune.candidates import Candidate, shape
+from profiler.tune.dial import Dial
 
 S = 1_000_000_000
 
@@ -16,7 +17,7 @@ def scored(
 ) -> Candidate:
     """A candidate whose intervals are ± `width` of its score."""
     estimate = Estimate(None) if score is None else Estimate(score, score * (1 - width), score * (1 + width))
-    limit = int(spec.split(":")[1]) if spec.startswith("semaphore:") else None
+    limit = Dial().value(spec)
     against = (
         None if ratio is None else Ratio(ratio, ratio * (1 - width), ratio * (1 + width), 0.01, shown=shown)
     )
