@@ -50,7 +50,8 @@ REQUEST = httpx.Request("POST", "http://tools.invalid/")
 class System:
     """A model, and one tool that serves `capacity` calls at once; durations are lognormal (median, sigma).
 
-    `mode`: calls above the capacity are refused (`reject`) or wait (`queue`). `drift`: the share by which
+    `mode`: calls above the capacity are refused (`reject`) or wait (`queue`). With `other`, the capacity of a
+    second tool, half of the calls are of that. `drift`: the share by which
     tools take longer after a minute, and again after each further one. `start`: the shortest and the longest
     time, in seconds, from the start of an experiment to its first trial. With `setting` the agent is one of
     the user's own, whose setting `calls` is searched: the calls at once of the `process`, or of each loop
@@ -66,6 +67,7 @@ class System:
     drift: float = 0.0
     start: tuple[float, float] = (3.0, 6.0)
     exit: float = 0.7
+    other: int = field(default=0, repr=False)
     setting: Literal["process", "agent"] | None = field(default=None, repr=False)  # repr seeds the draws
 
     def limits(self, spec: str) -> str:
@@ -80,6 +82,10 @@ class System:
         each = self.capacity / (self.users if self.setting == "agent" else 1)
         values = {max(1, round(each * share)) for share in (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0)}
         name = "semaphore:" if self.setting is None else "calls="
+        if self.other:
+            values |= {round(self.capacity + share * self.other) for share in (0.25, 0.5, 1.0)}
+            both = [f"semaphore:work={self.capacity},other={self.other}", f"semaphore:work={self.capacity}"]
+            return ["gathered", *both, *(f"{name}{one}" for one in sorted(values))]
         return [*(["gathered"] if self.setting is None else []), *(f"{name}{one}" for one in sorted(values))]
 
 
@@ -90,6 +96,8 @@ SYSTEMS = {
     "cap23": System(40, 23),
     "cap90": System(120, 90),
     "drifting": System(40, 23, drift=0.1),
+    "queue23": System(40, 23, mode="queue"),
+    "two_tools": System(60, 12, other=45),
     "setting23": System(40, 23, setting="process"),
     "setting_of_loops": System(24, 40, fan_out=8, setting="agent"),
 }
@@ -115,7 +123,9 @@ class _Model:
         await asyncio.sleep(_lognormal(self._draw, self._system.model))
         if messages[-1]["role"] == "tool":
             return Reply("done", (), [{"role": "assistant", "content": "done"}], "stop", None, 10, 2)
-        calls = tuple(CallRequest(f"call_{k}", "work", "{}") for k in range(self._system.fan_out))
+        names = ("work", "other") if self._system.other else ("work",)
+        count = self._system.fan_out
+        calls = tuple(CallRequest(f"call_{k}", names[k % len(names)], "{}") for k in range(count))
         return Reply("", calls, [{"role": "assistant", "content": ""}], "tool_calls", None, 10, 5)
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
@@ -125,6 +135,15 @@ class _Model:
 def _lognormal(draw: random.Random, what: tuple[float, float]) -> float:
     median, sigma = what
     return min(20.0 + 5 * median, median * math.exp(sigma * draw.gauss(0.0, 1.0)))
+
+
+class _Server:
+    """The places of one server."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.places = asyncio.Semaphore(capacity)
+        self.running = 0
 
 
 class SimulatedSystem:
@@ -219,35 +238,41 @@ class SimulatedSystem:
             def now_ns() -> int:
                 return round(base * 1e9) + clock()
 
-            running = 0
-            places = asyncio.Semaphore(system.capacity)
-
             @tool
             async def work() -> str:
                 """Work."""
-                nonlocal running
+                return await served(first)
+
+            @tool
+            async def other() -> str:
+                """Other work."""
+                return await served(second)
+
+            async def served(server: _Server) -> str:
                 slower = (1 + system.drift) ** int((now() - self._began) / 60)
                 seconds = _lognormal(draw, system.tool) * slower
                 if system.mode == "queue":
-                    async with places:
+                    async with server.places:
                         await asyncio.sleep(seconds)
                     return "ok"
-                if running >= system.capacity:
+                if server.running >= server.capacity:
                     await asyncio.sleep(0.001)
                     raise httpx.HTTPStatusError(
                         "429", request=REQUEST, response=httpx.Response(429, request=REQUEST)
                     )
-                running += 1
+                server.running += 1
                 try:
                     await asyncio.sleep(seconds)
                 finally:
-                    running -= 1
+                    server.running -= 1
                 return "ok"
+
+            first, second = _Server(system.capacity), _Server(system.other)
 
             model = _Model(system, draw)
             loop = ToolLoop(
                 model,
-                [work],
+                [work, *([other] if system.other else [])],
                 parse_strategy(system.limits(spec)).build(clock=now_ns),
                 sinks=[records.append],
                 clock=now_ns,
@@ -314,9 +339,12 @@ def search_once(
     budget: float,
     out: Path,
     say: Callable[[str], None] = lambda text: None,
-    processes: int | None = None,
+    thinking_seconds: float | None = None,
 ) -> tuple[Any, SimulatedSystem, float]:
-    """One search: its answer, the system as it was left, and the seconds it took, all in virtual time."""
+    """One search: its answer, the system as it was left, and the seconds it took, all in virtual time.
+
+    Of that `thinking_seconds` go by whenever it predicts; None: as long as that takes on this machine.
+    """
     simulated = SimulatedSystem(system, seed, out)
     simulated.now += 1.5  # the command's own start
     load = LoadOptions(seed=seed, metrics=False, out=str(out))
@@ -325,28 +353,37 @@ def search_once(
         load = replace(load, agent="simulated:make_agent")
         most = 3 * system.capacity if system.setting == "process" else 2 * system.fan_out
         search = Search(load, system.users, budget=budget, over=parse_over(f"calls=1..{most}"))
-    thinking = None if system.setting else _Timed(Thinker(search, processes=processes), simulated)
+    thinking = None if system.setting else _Timed(search, simulated, thinking_seconds)
     answer = tune(search, say, run=simulated.run, clock=simulated.clock, think=thinking)
     return answer, simulated, simulated.now - 1000.0
 
 
 class _Timed:
-    """Thinking that takes its time of the simulated clock as well."""
+    """Thinking that takes its time of the simulated clock as well: `seconds`, None for as long as it took.
 
-    def __init__(self, thinker: Thinker, simulated: SimulatedSystem) -> None:
-        self._thinker = thinker
+    With `seconds` it has all the time it needs, in this process, and comes to the same each time.
+    """
+
+    def __init__(self, search: Search, simulated: SimulatedSystem, seconds: float | None) -> None:
+        self._thinker = Thinker(search)
+        if seconds is not None:
+            self._thinker = Thinker(search, lambda: 0.0, 1)
         self._simulated = simulated
+        self._seconds = seconds
+
+    def _took(self, began: float) -> None:
+        self._simulated.now += time.monotonic() - began if self._seconds is None else self._seconds
 
     def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
         began = time.monotonic()
         found = self._thinker.think(parts, seen, seconds)
-        self._simulated.now += time.monotonic() - began
+        self._took(began)
         return found
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
         began = time.monotonic()
         found = self._thinker.at_loads(specs, levels)
-        self._simulated.now += time.monotonic() - began
+        self._took(began)
         return found
 
     def close(self) -> None:

@@ -122,7 +122,10 @@ class Answer:
             return f"best so far {setting.spec}: {measured}{against}; the search had not come to its end"
         if self.gathered_is_as_good:
             best = best_of(self.final)
-            text = f"gathered: at this load gathering is as good as any limit: {measured}"
+            # Where nothing else was measured beside it, that is a prediction.
+            alone = len(self.final) == 1 and any(one.predicted for one in self.curve)
+            is_as_good = "is predicted to be" if alone else "is"
+            text = f"gathered: at this load gathering {is_as_good} as good as any limit: {measured}"
             if best.spec != "gathered":
                 shown = "within 5 % of" if setting.shown_worse else "no difference shown from"
                 text += f"; {shown} {best.spec}, {_figure(best, self.objective)}"

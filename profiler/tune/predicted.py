@@ -157,6 +157,9 @@ def finalists(found: Iterable[Scored], dial: Dial, most: int = MOST_MEASURED) ->
 
 # How well the prediction agreed with what was then measured.
 
+FAR = 0.25
+"""The same where there is no interval."""
+
 APART = 0.08
 """Prediction and measurement agree where they differ by less than this share, whatever the intervals."""
 
@@ -182,7 +185,7 @@ class Agreement:
             return True
         mine, its = self.predicted, self.measured
         if mine.low is None or mine.high is None or its.low is None or its.high is None:
-            return False
+            return abs(self.error) <= FAR  # one block has no interval
         return mine.low <= its.high and its.low <= mine.high
 
     @property

@@ -66,7 +66,7 @@ from profiler.tune.candidates import (
     survivors,
 )
 from profiler.tune.dial import Dial, dial_of
-from profiler.tune.predicted import Agreement, agreement
+from profiler.tune.predicted import APART, Agreement, agreement
 from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
 from profiler.tune.recorded import at_the_top
 from profiler.tune.thinking import Seen, Thinker, Thinking, Thought
@@ -76,8 +76,10 @@ RATES = 3
 
 SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
 """Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
-SHARES_PREDICTED = {"proof": 0.75, "confirm": 0.25}
-"""The same where everything was predicted, and only the best is measured."""
+SHARES_PREDICTED = {"proof": 0.75, "loads": 0.0, "confirm": 0.25}
+"""The same where everything was predicted, other loads as well, and only the best is measured."""
+SHARES_ASSUMED = {"proof": 0.65, "loads": 0.15, "confirm": 0.2}
+"""The same where that was predicted from what is likely."""
 BLOCKS = {"limits": 2, "final": 8, "loads": 1, "proof": 5}
 """Blocks of each stage, at most."""
 DECIDING = ("final", "proof")
@@ -296,7 +298,7 @@ class Tuner:
             found = self._ladder()
             if not found or not self._think():
                 return self._final(found, others)
-        self._shares = dict(SHARES_PREDICTED)
+        self._shares = dict(SHARES_PREDICTED if self._shows_predictions else SHARES_ASSUMED)
         final = self._stage("proof", self._proof_specs(found))
         said = self._disagreement(final)
         if said is None:
@@ -355,9 +357,16 @@ class Tuner:
         predicted = None if self._thought is None else self._thought.candidate(measured.spec)
         return None if predicted is None else agreement(predicted, measured, self._search.objective)
 
+    @property
+    def _shows_predictions(self) -> bool:
+        """Whether what was predicted is part of the answer: else it only chose the settings to measure."""
+        thought = self._thought
+        good = thought is not None and thought.refused is None and not thought.assumed
+        return good and self._surprise is None
+
     def _predicted_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
         """The setting and the baseline at other loads as predicted; nothing where that was not so."""
-        if self._thinker is None or self._thought is None or self._thought.refused or self._surprise:
+        if self._thinker is None or not self._shows_predictions:
             return [], None
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
@@ -576,14 +585,19 @@ class Tuner:
 
     def _with_drift(self, setting: Candidate, found: Estimate) -> Estimate:
         """The promise, allowing for another change like that since the final stage, where there was one."""
-        before = setting.goodput.value
-        if before is None or found.value is None or found.low is None or found.high is None:
+        before, when = setting.goodput.value, "in the final stage"
+        if found.value is None or found.low is None or found.high is None:
             return found
-        if found.low <= before <= found.high:
+        predicted = None if self._thought is None else self._thought.candidate(setting.spec)
+        foreseen = None if predicted is None or self._surprise is not None else predicted.goodput.value
+        if foreseen is not None and abs(foreseen / max(found.value, 1e-9) - 1) > APART:
+            # From the first look: what has changed since then shows before it shows in the final stage.
+            before, when = foreseen, "as predicted from the first look"
+        elif before is None or found.low <= before <= found.high:
             return found
         change = found.value - before
         self._moved = (
-            f"{setting.spec} gave {before:.3g}/s in the final stage and {found.value:.3g}/s at the end: "
+            f"{setting.spec} gave {before:.3g}/s {when} and {found.value:.3g}/s at the end: "
             "its interval allows for as large a change again"
         )
         low, high = found.low + min(0.0, change), found.high + max(0.0, change)
@@ -809,7 +823,7 @@ class Tuner:
 
     def _with_predicted(self, measured: Sequence[Candidate]) -> list[Candidate]:
         """The curve, with what was only predicted beside what was measured; not where it was wrong."""
-        if self._thought is None or self._thought.refused is not None or self._surprise is not None:
+        if self._thought is None or not self._shows_predictions:
             return [*measured]
         known = {one.limit for one in measured}
         others = [one.candidate for one in self._thought.found.values() if one.candidate is not None]
@@ -826,6 +840,8 @@ class Tuner:
         same = next((one for one in stage.found if one.spec == setting.spec), setting)
         found = self._agreement(same)
         said = "" if found is None else f"; {setting.spec} was {found.words}"
+        if thought.assumed:
+            said = f"; what was measured was chosen as if this were known: {'; '.join(thought.assumed)}{said}"
         took = f"{thought.seconds:.0f} s"
         return f"{thought.known} settings were predicted from {thought.loops} loops in {took}{said}"
 

@@ -48,6 +48,8 @@ class Space:
     def first(self) -> list[str]:
         """What to predict first."""
         specs = [*self.kinds, *self.rates]
+        if any(capacity for _, capacity in self.named):
+            specs += self._beginnings({})
         for dial, low, high in self.dials:
             ratio = max(high, low) / low
             spaced = [low * ratio ** (k / (COARSE - 1)) for k in range(COARSE)]

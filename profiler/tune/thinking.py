@@ -54,7 +54,8 @@ class Thought:
     """What was predicted, and which settings are worth measuring; `refused` says in words why nothing was.
 
     `servers`: what is known of those that were taken past their capacity, a sentence each. `seconds`: how
-    long it took.
+    long it took. `assumed`: what was taken to be so since it is likely, a sentence each: then the figures
+    only choose what is measured, and are not shown.
     """
 
     found: Mapping[str, Scored]
@@ -63,6 +64,7 @@ class Thought:
     loops: int = 0
     seconds: float = 0.0
     servers: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def candidate(self, spec: str) -> Candidate | None:
         """A setting as predicted; None where it was not."""
@@ -121,7 +123,7 @@ class Thinker:
         began = self._clock()
         self.close()
         self._seen = seen
-        fitted = self._fit(parts)
+        fitted, assumed = with_likely(self._fit(parts))
         reasons = (*of_recording(fitted), *of_question(fitted, parse_strategy(self._search.dial.baseline)))
         found = {} if reasons else self._predict(fitted, seconds, began)
         took = self._clock() - began
@@ -133,7 +135,9 @@ class Thinker:
             )
             return Thought(found, (), (reasons or (why,))[0], len(fitted.loops), took)
         known = [f"{fit.name} {fit.finding.sentence}" for fit in fitted.servers if _capacity(fit)]
-        return Thought(found, tuple(chosen), None, len(fitted.loops), took, tuple(known))
+        if assumed:
+            known = []
+        return Thought(found, tuple(chosen), None, len(fitted.loops), took, tuple(known), assumed)
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
         """These settings under other loads, as far as they can be predicted."""
@@ -226,3 +230,18 @@ def _capacity(fit: ServerFit) -> int:
     rule = fit.finding.rule
     limited = fit.finding.identified and rule.kind in ("refuse", "queue", "share")
     return (rule.capacity or 0) if limited else 0
+
+
+def with_likely(fitted: Fitted) -> tuple[Fitted, tuple[str, ...]]:
+    """The recording with the likeliest rule of each server of tools for a known one; what that assumes.
+
+    Good enough to choose what is measured next, which then shows whether it was right.
+    """
+    servers, assumed = [], []
+    for fit in fitted.servers:
+        if fit.finding.identified or fit.finding.rule.kind not in ("refuse", "queue", "share"):
+            servers.append(fit)
+            continue
+        assumed.append(f"{fit.name}: {fit.finding.sentence}")
+        servers.append(replace(fit, finding=replace(fit.finding, identified=True)))
+    return replace(fitted, servers=tuple(servers)), tuple(assumed)
