@@ -1,9 +1,10 @@
 """`profiler tune` against brute force: its answer, its promise and its time, over seeds.
 
-    python -m benchmarks.tune [--only crowded,cap7,cap23,cap90] [--seeds 1,2] [--budget 60] [--seconds 20]
+    python -m benchmarks.tune [--only crowded,cap7,queue23,two] [--seeds 1,2] [--budget 60] [--seconds 20]
 
 After each search the setting found and limits around the capacity are measured in the same paired blocks,
-on other work than the search saw. Expected: at least 95 % of the goodput of the best of them in nine of ten
+on other work than the search saw. To hold a version against an earlier one at half the budget, run it in
+checkouts of both with the same seeds. Expected: at least 95 % of the goodput of the best of them in nine of ten
 seeds; a promise within 5 % of a measurement of `--seconds` (median); and at most 1.1 times the budget.
 """
 
@@ -24,11 +25,23 @@ SHARES = (0.5, 0.75, 0.9, 1.0, 1.15, 1.5)
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A tool of some capacity, and the agents that use it."""
+    """A tool of some capacity, and the agents that use it; with `other` a second one, of that capacity."""
 
     capacity: int
     users: int
     scenario: str | None = None
+    mode: str = "reject"
+    other: int = 0
+
+    @property
+    def tried(self) -> list[str]:
+        """What brute force tries."""
+        limits = {max(1, round(self.capacity * share)) for share in SHARES}
+        if not self.other:
+            return [f"semaphore:{limit}" for limit in sorted(limits)]
+        shared = {self.capacity + round(self.other * share) for share in (0.0, 0.25, 0.5)}
+        each = [f"semaphore:alpha={self.capacity},beta={self.other}", f"semaphore:alpha={self.capacity}"]
+        return [*each, *(f"semaphore:{limit}" for limit in sorted(limits | shared))]
 
 
 SYSTEMS = {
@@ -36,9 +49,11 @@ SYSTEMS = {
     "cap7": System(7, 12),
     "cap23": System(23, 40),
     "cap90": System(90, 120),
+    "queue23": System(23, 40, mode="queue"),
+    "two": System(12, 60, other=45),
 }
 
-SCENARIO = """description = "one tool that serves {capacity} at once and answers 429 above"
+SCENARIO = """description = "tools of some capacity"
 prompt = "Task {{number}}: go."
 [model]
 first_token = {{ kind = "lognormal", median = 0.2, sigma = 0.4 }}
@@ -46,11 +61,13 @@ tokens_per_second = 0
 [loop]
 rounds = 1
 fan_out = 4
-[tools.alpha]
-description = "alpha"
+"""
+
+TOOL = """[tools.{name}]
+description = "{name}"
 duration = {{ kind = "lognormal", median = 0.2, sigma = 0.8, max = 20 }}
-capacity = {{ concurrent = {capacity}, mode = "reject" }}
-[tools.alpha.parameters]
+capacity = {{ concurrent = {capacity}, mode = "{mode}" }}
+[tools.{name}.parameters]
 type = "object"
 required = ["number"]
 properties.number = {{ type = "integer", minimum = 1, maximum = 9999, description = "n" }}
@@ -60,8 +77,11 @@ properties.number = {{ type = "integer", minimum = 1, maximum = 9999, descriptio
 def scenario_of(system: System, folder: str) -> str:
     if system.scenario is not None:
         return system.scenario
-    path = Path(folder, f"cap{system.capacity}.toml")
-    path.write_text(SCENARIO.format(capacity=system.capacity))
+    path = Path(folder, f"{system.mode}{system.capacity}_{system.other}.toml")
+    tools = [TOOL.format(name="alpha", capacity=system.capacity, mode=system.mode)]
+    if system.other:
+        tools.append(TOOL.format(name="beta", capacity=system.other, mode=system.mode))
+    path.write_text(SCENARIO.format() + "".join(tools))
     return str(path)
 
 
@@ -115,8 +135,7 @@ def main() -> int:
                 began = time.monotonic()
                 answer = tune(Search(load, system.users, budget=arguments.budget))
                 took = time.monotonic() - began
-                limits = [max(1, round(system.capacity * share)) for share in SHARES]
-                others = [] if arguments.promise_only else [f"semaphore:{limit}" for limit in limits]
+                others = [] if arguments.promise_only else system.tried
                 spec, said = answer.setting.spec, answer.setting.goodput
                 found = measured(
                     load, [spec, *others], system.users, arguments.seconds, 1 if not others else 2
@@ -133,6 +152,8 @@ def main() -> int:
                     f"{took:.0f} s of {arguments.budget:g}",
                     flush=True,
                 )
+                # Versions before predictions have no such field.
+                print(f"  {getattr(answer, 'surprise', None) or getattr(answer, 'prediction', None)}")
                 if took > 1.1 * arguments.budget:
                     missed.append(f"{name}, seed {seed}: {took:.0f} s")
             middle = statistics.median(map(abs, errors))

@@ -12,13 +12,14 @@ import pytest
 
 from profiler.load.options import LoadOptions
 from profiler.over import parse_over
+from profiler.prediction.servers import Rule
 from profiler.rundir import RunDirectory
 from profiler.tune.answer import Answer, render
 from profiler.tune.predicted import Scored
 from profiler.tune.recorded import at_the_top, merged
 from profiler.tune.search import Search, tune
-from profiler.tune.thinking import Seen, Thinker, Thought
-from tests.unit.prediction_data import directory, recorded
+from profiler.tune.thinking import Seen, Thinker, Thought, with_likely
+from tests.unit.prediction_data import directory, fitted, recorded
 from tests.unit.test_tune_search import goodput, invented, search  # noqa: F401  (a fixture)
 from tests.unit.tune_data import scored
 
@@ -183,3 +184,29 @@ def test_thinker_predicts_from_what_was_recorded_or_says_why_not(tmp_path) -> No
         assert thought.refused is not None
         assert "whole loops are too few" in thought.refused
         assert thinker.at_loads(["gathered"], [1]) == {}
+
+
+@pytest.mark.slow
+def test_what_is_only_likely_chooses_what_is_measured_and_is_not_shown(invented) -> None:  # noqa: F811
+    class Guess(Foresight):
+        def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+            return replace(
+                super().think(parts, seen, seconds), servers=(), assumed=("look: refuses above 20",)
+            )
+
+    answer = found_with(Guess())
+    assert names(invented)[1] == ["semaphore:20", "semaphore:18", "gathered"]
+    assert answer.prediction is not None
+    assert (
+        "; what was measured was chosen as if this were known: look: refuses above 20; " in answer.prediction
+    )
+    assert not any(one.predicted for one in answer.curve)
+    assert not any(at.setting.predicted for at in answer.loads)
+
+
+def test_rule_that_is_likely_is_taken_for_known_and_said() -> None:
+    queue, none = Rule("queue", 8), Rule("none")
+    fit = fitted(servers=[("a", queue, False), ("b", none, False), ("c", queue, True)])
+    found, assumed = with_likely(fit)
+    assert [one.finding.identified for one in found.servers] == [True, False, True]
+    assert assumed == ("a: queue it is",)
