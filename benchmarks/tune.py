@@ -4,8 +4,8 @@
 
 After each search the setting found and limits around the capacity are measured in the same paired blocks,
 on other work than the search saw. To hold a version against an earlier one at half the budget, run it in
-checkouts of both with the same seeds. Expected: at least 95 % of the goodput of the best of them in nine of ten
-seeds; a promise within 5 % of a measurement of `--seconds` (median); and at most 1.1 times the budget.
+checkouts of both with the same seeds. Expected: at least 95 % of the goodput of the best of them in nine of
+ten seeds; a promise within 5 % of a measurement of `--seconds` (median); and at most 1.1 times the budget.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def measured(
 
 def main() -> int:
     from profiler.load.options import LoadOptions
-    from profiler.tune.search import Search, tune
+    from profiler.tune.asked import Search
+    from profiler.tune.search import tune
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

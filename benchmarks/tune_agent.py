@@ -147,7 +147,8 @@ def brute_force(options: LoadOptions, specs: Sequence[str], seconds: float) -> d
 
 
 def main() -> int:
-    from profiler.tune.search import Search, tune
+    from profiler.tune.asked import Search
+    from profiler.tune.search import tune
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

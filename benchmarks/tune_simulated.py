@@ -38,8 +38,9 @@ from profiler.records import LoopRecord, encode
 from profiler.rundir import Incident, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual
+from profiler.tune.asked import Search
 from profiler.tune.predicted import Scored
-from profiler.tune.search import Search, tune
+from profiler.tune.search import tune
 from profiler.tune.thinking import Seen, Thinker, Thought
 
 WATCH_SECONDS = 0.25

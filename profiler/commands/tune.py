@@ -87,7 +87,8 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.report import ci
     from profiler.statistics.gates import missed
     from profiler.tune.answer import findings, render
-    from profiler.tune.search import Search, tune
+    from profiler.tune.asked import Search
+    from profiler.tune.search import tune
 
     check_output(arguments)
     size = Size.from_namespace(arguments)

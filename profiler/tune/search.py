@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.arrivals import scaled
 from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError, did_you_mean
-from profiler.limits.known import KnownQuota, seen_quota
+from profiler.limits.known import seen_quota
 from profiler.load.experiment import Experiment, run_experiment
-from profiler.load.options import LoadOptions
-from profiler.over import ANY_RATE, Over, parse_over
 from profiler.process.signals import signals
 from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory
@@ -32,6 +30,7 @@ from profiler.tune.answer import (
     python_snippet,
     toml_fragment,
 )
+from profiler.tune.asked import Search, rates_to_try
 from profiler.tune.budget import (
     END,
     LEAST_WINDOW,
@@ -65,14 +64,11 @@ from profiler.tune.candidates import (
     shape,
     survivors,
 )
-from profiler.tune.dial import Dial, dial_of
+from profiler.tune.dial import Dial
 from profiler.tune.predicted import APART, Agreement, agreement
 from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
 from profiler.tune.recorded import at_the_top
 from profiler.tune.thinking import Seen, Thinker, Thinking, Thought
-
-RATES = 3
-"""Rates that are tried."""
 
 SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
 """Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
@@ -107,58 +103,6 @@ FEWEST = 1
 """Candidates without which there is no search."""
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
 """Shares of the load that is tuned for."""
-SMALLEST_BUDGET = 60.0
-"""Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """The search: `load` says under which work (its strategies are ignored), `over` which kinds to try.
-
-    `budget` (seconds) is for the whole search, as are the limits of `load` on what may be spent. `dial` is
-    what is turned, as `over` says.
-    """
-
-    load: LoadOptions
-    users: int
-    workers: int = 1
-    objective: ObjectiveName = "goodput"
-    over: tuple[Over, ...] = parse_over("semaphore,adaptive")
-    budget: float = 300.0
-    quotas: tuple[KnownQuota, ...] = ()
-    dial: Dial = field(init=False, default=Dial())
-
-    def __post_init__(self) -> None:
-        if self.budget < SMALLEST_BUDGET:
-            raise UsageError(f"--budget must be at least {SMALLEST_BUDGET:g} seconds, not {self.budget:g}")
-        object.__setattr__(self, "dial", dial_of(self.over))
-        if self.dial.setting is not None and self.load.agent is None:
-            raise UsageError(
-                f"--over {self.over[0]}{self.over[0].near}: settings are those of an agent of your own: name "
-                "the function that takes them with --agent MODULE:FUNCTION"
-            )
-        if self.part("eager") is not None and not self.load.stream:
-            raise UsageError("--over eager: tools start early only while a reply streams; add --stream")
-        limited = self.part("semaphore")
-        if limited is not None:
-            spec = self.dial.spec(self.dial.low)
-            try:
-                replace(self.load, strategies=parse_strategies(spec))
-            except UsageError as error:  # such as that there are no MCP servers
-                raise UsageError(str(error).replace(f"--strategy {spec}", f"--over {limited}")) from None
-
-    def part(self, kind: str) -> Over | None:
-        """The part of `over` of this kind; None without one."""
-        return next((part for part in self.over if part.kind == kind), None)
-
-
-def rates_to_try(rate: Over, seen: float) -> list[float]:
-    """Rates around one that was `seen`, in calls a second; where those that may be tried do not allow for
-    `RATES` there, or nothing was seen, they are spread over what was asked for."""
-    around = (rate.values or ANY_RATE).distinct(seen * share for share in (0.8, 1.0, 1.2)) if seen else []
-    if rate.given is None or (len(around) == RATES and not rate.given.listed):
-        return around
-    return rate.given.spaced(RATES)
 
 
 @dataclass(frozen=True, slots=True)

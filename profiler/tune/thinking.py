@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from profiler.arrivals import Arrivals, scaled
 from profiler.prediction.engine import SimulatedLoad, Trials
@@ -18,13 +18,11 @@ from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategy
+from profiler.tune.asked import Search
 from profiler.tune.candidates import Candidate
 from profiler.tune.predicted import Scored, finalists, leaders, scored
 from profiler.tune.recorded import merged
 from profiler.tune.space import explore, space_of
-
-if TYPE_CHECKING:
-    from profiler.tune.search import Search
 
 COARSE, FINE = 5, 24
 """Replicates: of everything, and of what may be the best."""

@@ -19,8 +19,9 @@ from profiler.scenarios import load_scenario
 from profiler.statistics.gates import Outcome, objective_outcome
 from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
+from profiler.tune.asked import Search
 from profiler.tune.candidates import Candidate
-from profiler.tune.search import Search, Stage, Tuner
+from profiler.tune.search import Stage, Tuner
 from tests.unit.tune_data import answer, scored
 
 

@@ -8,8 +8,8 @@ from profiler import UsageError
 from profiler.load.options import LoadOptions
 from profiler.over import ANY_LIMIT, Values, parse_over
 from profiler.strategies import Knob
+from profiler.tune.asked import Search, rates_to_try
 from profiler.tune.dial import Dial, dial_of
-from profiler.tune.search import Search, rates_to_try
 
 
 def dial(over: str) -> Dial:

@@ -23,8 +23,9 @@ from profiler.rundir import Incident, Run, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.tune import search as driver
 from profiler.tune.answer import Answer, render
+from profiler.tune.asked import Search
 from profiler.tune.budget import Spending
-from profiler.tune.search import Search, tune
+from profiler.tune.search import tune
 from tests.unit.statistics_data import loop, run
 from tests.unit.statistics_data import loop as made_loop
 

@@ -15,9 +15,10 @@ from profiler.over import parse_over
 from profiler.prediction.servers import Rule
 from profiler.rundir import RunDirectory
 from profiler.tune.answer import Answer, render
+from profiler.tune.asked import Search
 from profiler.tune.predicted import Scored
 from profiler.tune.recorded import at_the_top, merged
-from profiler.tune.search import Search, tune
+from profiler.tune.search import tune
 from profiler.tune.thinking import Seen, Thinker, Thought, with_likely
 from tests.unit.prediction_data import directory, fitted, recorded
 from tests.unit.test_tune_search import goodput, invented, search  # noqa: F401  (a fixture)
