@@ -39,9 +39,9 @@ from profiler.rundir import Incident, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.testing import run_virtual
 from profiler.tune.asked import Search
-from profiler.tune.predicted import Scored
+from profiler.tune.predictor import PredictedSpace, Seen, SpacePredictor
+from profiler.tune.scores import Scored
 from profiler.tune.search import tune
-from profiler.tune.thinking import Seen, Thinker, Thought
 
 WATCH_SECONDS = 0.25
 REQUEST = httpx.Request("POST", "http://tools.invalid/")
@@ -340,11 +340,11 @@ def search_once(
     budget: float,
     out: Path,
     say: Callable[[str], None] = lambda text: None,
-    thinking_seconds: float | None = None,
+    predicting_seconds: float | None = None,
 ) -> tuple[Any, SimulatedSystem, float]:
     """One search: its answer, the system as it was left, and the seconds it took, all in virtual time.
 
-    Of that `thinking_seconds` go by whenever it predicts; None: as long as that takes on this machine.
+    Of that `predicting_seconds` go by whenever it predicts; None: as long as that takes on this machine.
     """
     simulated = SimulatedSystem(system, seed, out)
     simulated.now += 1.5  # the command's own start
@@ -354,41 +354,41 @@ def search_once(
         load = replace(load, agent="simulated:make_agent")
         most = 3 * system.capacity if system.setting == "process" else 2 * system.fan_out
         search = Search(load, system.users, budget=budget, over=parse_over(f"calls=1..{most}"))
-    thinking = None if system.setting else _Timed(search, simulated, thinking_seconds)
-    answer = tune(search, say, run=simulated.run, clock=simulated.clock, think=thinking)
+    predictor = None if system.setting else _Timed(search, simulated, predicting_seconds)
+    answer = tune(search, say, run=simulated.run, clock=simulated.clock, predictor=predictor)
     return answer, simulated, simulated.now - 1000.0
 
 
 class _Timed:
-    """Thinking that takes its time of the simulated clock as well: `seconds`, None for as long as it took.
+    """Predicts that takes its time of the simulated clock as well: `seconds`, None for as long as it took.
 
     With `seconds` it has all the time it needs, in this process, and comes to the same each time.
     """
 
     def __init__(self, search: Search, simulated: SimulatedSystem, seconds: float | None) -> None:
-        self._thinker = Thinker(search)
+        self._predictor = SpacePredictor(search)
         if seconds is not None:
-            self._thinker = Thinker(search, lambda: 0.0, 1)
+            self._predictor = SpacePredictor(search, lambda: 0.0, 1)
         self._simulated = simulated
         self._seconds = seconds
 
     def _took(self, began: float) -> None:
         self._simulated.now += time.monotonic() - began if self._seconds is None else self._seconds
 
-    def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+    def predict_space(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> PredictedSpace:
         began = time.monotonic()
-        found = self._thinker.think(parts, seen, seconds)
+        found = self._predictor.predict_space(parts, seen, seconds)
         self._took(began)
         return found
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
         began = time.monotonic()
-        found = self._thinker.at_loads(specs, levels)
+        found = self._predictor.at_loads(specs, levels)
         self._took(began)
         return found
 
     def close(self) -> None:
-        self._thinker.close()
+        self._predictor.close()
 
 
 def judged(system: System, seed: int, budget: float, out: Path, seconds: float = 60.0) -> Outcome:

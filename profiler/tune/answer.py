@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from profiler.report.ci import Findings
 from profiler.report.text import percent
 from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import Estimate
+from profiler.statistics.summary import fit
 from profiler.strategies import Knob, parse_strategy
 from profiler.tune.candidates import EQUIVALENT, SEMAPHORE, Candidate, Shape, best_of, equivalent
 from profiler.tune.dial import Dial
@@ -31,6 +32,24 @@ class AtLoad:
     users: int
     setting: Candidate
     gathered: Candidate | None
+
+
+def at_other_loads(
+    found: Mapping[int, Sequence[Candidate]], spec: str, baseline: str, users: int, how: str
+) -> tuple[list[AtLoad], str | None]:
+    """A setting and the baseline at each load but `users`, and `how` goodput scales over all of them."""
+    loads, rates = [], []
+    for level, candidates in sorted(found.items()):
+        named = {one.spec: one for one in candidates}
+        at, beside = named.get(spec), named.get(baseline)
+        if at is None:
+            continue
+        if level != users:
+            loads.append(AtLoad(level / users, level, at, None if beside is at else beside))
+        if at.goodput.value:
+            rates.append((level, [at.goodput.value]))
+    fitted = fit([level for level, _ in rates], [rate for _, rate in rates])
+    return loads, None if fitted is None else f"{how}: {fitted.sentence}"
 
 
 @dataclass(frozen=True, slots=True)

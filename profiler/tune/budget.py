@@ -37,6 +37,17 @@ LOADED = 2.5
 MARGIN = 1.25
 """Of the budget that is named as sufficient."""
 
+SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
+"""Shares of the time after the first look, by stage; what one leaves over is for those after it."""
+SHARES_PREDICTED = {"proof": 0.75, "loads": 0.0, "confirm": 0.25}
+"""The same where everything was predicted, other loads as well, and only the best is measured."""
+SHARES_ASSUMED = {"proof": 0.65, "loads": 0.15, "confirm": 0.2}
+"""The same where that was predicted from what is likely."""
+BLOCKS = {"limits": 2, "final": 8, "loads": 1, "proof": 5}
+"""Blocks of each stage, at most."""
+DECIDING = ("final", "proof")
+"""Stages that decide: they may end as soon as their candidates are told apart."""
+
 
 def trial_seconds(loop: float, window: float = 0.0, loops: float = WINDOW_LOOPS) -> float:
     """The time of a trial whose mean loop takes `loop` seconds, and which measures at least `window`."""

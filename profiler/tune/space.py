@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from profiler.over import LARGEST, Over
 from profiler.strategies import Knob, StrategySpec
 from profiler.tune.dial import Dial
-from profiler.tune.predicted import Ask, Scored
+from profiler.tune.scores import Ask, Scored
 
 COARSE = 7
 """Values of a limit that are predicted first."""

@@ -173,7 +173,7 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_repeats: None)
         save()
         return directory.path
 
-    monkeypatch.setattr(driver, "thinker", lambda search: None)
+    monkeypatch.setattr(driver, "predictor_of", lambda search: None)
     monkeypatch.setattr(driver, "run_experiment", run_experiment)
     # What the search plans depends on how long it took so far: here nothing takes any time.
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: 0.0))

@@ -15,7 +15,7 @@ from profiler.tune.answer import render
 @pytest.mark.slow
 def test_search_finds_the_capacity_within_its_budget(tmp_path: Path) -> None:
     system = System(users=8, capacity=5)
-    answer, simulated, took = search_once(system, 1, 60.0, tmp_path, thinking_seconds=2.0)
+    answer, simulated, took = search_once(system, 1, 60.0, tmp_path, predicting_seconds=2.0)
     assert answer.setting.limit in (4, 5)
     assert took <= 1.1 * 60.0
     again = simulated.goodput(answer.setting.spec, 20.0)
@@ -26,10 +26,10 @@ def test_search_finds_the_capacity_within_its_budget(tmp_path: Path) -> None:
 def test_budget_that_a_refusal_names_suffices(tmp_path: Path) -> None:
     system = System(users=8, capacity=100, model=(1.0, 0.2), tool=(8.0, 0.2))
     with pytest.raises(UsageError, match="is too little: a loop takes some") as refused:
-        search_once(system, 1, 60.0, tmp_path, thinking_seconds=2.0)
+        search_once(system, 1, 60.0, tmp_path, predicting_seconds=2.0)
     named = re.search(r"--budget (\d+)s is enough", str(refused.value))
     assert named is not None
-    answer, _, took = search_once(system, 1, float(named[1]), tmp_path, thinking_seconds=2.0)
+    answer, _, took = search_once(system, 1, float(named[1]), tmp_path, predicting_seconds=2.0)
     assert answer.proven
     assert answer.setting.goodput.value > 0
     assert took <= 1.1 * float(named[1])
@@ -41,7 +41,7 @@ def test_windows_that_a_slow_start_made_short_are_said_first(
     tmp_path: Path, start: float, short: bool
 ) -> None:
     system = System(users=8, capacity=100, model=(0.3, 0.2), tool=(0.7, 0.2), start=(start, start))
-    answer, _, _ = search_once(system, 1, 60.0, tmp_path, thinking_seconds=2.0)
+    answer, _, _ = search_once(system, 1, 60.0, tmp_path, predicting_seconds=2.0)
     first = render(answer).splitlines()[0]
     assert first.startswith("not to be relied on: settings were measured for 1.5 loops each") == short
     assert (answer.short_windows is not None) == short
@@ -51,8 +51,8 @@ def test_windows_that_a_slow_start_made_short_are_said_first(
 @pytest.mark.parametrize("drift", [0.0, 0.25])
 def test_promise_is_of_the_end_of_the_search_and_allows_for_drift(tmp_path: Path, drift: float) -> None:
     """Tools that take longer by a quarter with each minute."""
-    system = System(users=8, capacity=5, drift=drift)
-    answer, simulated, _ = search_once(system, 1, 120.0, tmp_path, thinking_seconds=2.0)
+    system = System(users=24, capacity=14, drift=drift)
+    answer, simulated, _ = search_once(system, 1, 120.0, tmp_path, predicting_seconds=2.0)
     promise = answer.setting.goodput
     assert promise.low <= simulated.goodput(answer.setting.spec, 20.0) <= promise.high
     assert (answer.moved is not None) == (drift > 0)

@@ -12,7 +12,8 @@ from profiler.statistics.quantiles import Estimate
 from profiler.strategies import StrategySpec, parse_strategy
 from profiler.tune.candidates import Candidate
 from profiler.tune.dial import Dial, dial_of
-from profiler.tune.predicted import Scored, agreement, finalists, leaders, scored, sort_of
+from profiler.tune.predictions import agreement
+from profiler.tune.scores import Scored, finalists, leaders, scored, sort_of
 from profiler.tune.space import Space, explore, space_of
 from tests.unit.prediction_data import predicted
 from tests.unit.tune_data import scored as candidate

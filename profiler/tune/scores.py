@@ -1,4 +1,4 @@
-"""Settings as predicted: which of them are worth measuring, and how well the measuring agreed. Pure."""
+"""Settings as predicted: how good they are, and which of them are worth measuring. Pure."""
 
 from __future__ import annotations
 
@@ -153,55 +153,3 @@ def finalists(found: Iterable[Scored], dial: Dial, most: int = MOST_MEASURED) ->
         return [one.spec for one in chosen][:most]
     base = [one.spec for one in chosen if sort_of(one.spec, dial) == "baseline"]
     return [*dict.fromkeys([chosen[0].spec, *base, *(one.spec for one in chosen)])][:most]
-
-
-# How well the prediction agreed with what was then measured.
-
-FAR = 0.25
-"""The same where there is no interval."""
-
-APART = 0.08
-"""Prediction and measurement agree where they differ by less than this share, whatever the intervals."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """A setting as predicted and as measured: loops a second, or seconds."""
-
-    spec: str
-    predicted: Estimate
-    measured: Estimate
-    unit: str = "/s"
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
-        return (self.predicted.value or 0.0) / self.measured.value - 1 if self.measured.value else math.inf
-
-    @property
-    def holds(self) -> bool:
-        """Whether they differ by no more than both leave open."""
-        if abs(self.error) <= APART:
-            return True
-        mine, its = self.predicted, self.measured
-        if mine.low is None or mine.high is None or its.low is None or its.high is None:
-            return abs(self.error) <= FAR  # one block has no interval
-        return mine.low <= its.high and its.low <= mine.high
-
-    @property
-    def words(self) -> str:
-        """`predicted 5.7/s, measured 5.6/s (+1.8 %)`."""
-        if not self.measured.value:
-            return f"predicted {self.predicted.value or 0:.3g}{self.unit}, measured none"
-        return (
-            f"predicted {self.predicted.value or 0:.3g}{self.unit}, measured "
-            f"{self.measured.value:.3g}{self.unit} ({100 * self.error:+.1f} %)"
-        )
-
-
-def agreement(predicted: Candidate, measured: Candidate, objective: ObjectiveName) -> Agreement:
-    """Of one setting; `measured` may have no value."""
-    if objective == "p95":
-        return Agreement(measured.spec, predicted.p95, measured.p95, " s")
-    which = "goodput" if objective == "goodput" else "throughput"
-    return Agreement(measured.spec, getattr(predicted, which), getattr(measured, which))

@@ -12,14 +12,14 @@ import pytest
 
 from profiler.load.options import LoadOptions
 from profiler.over import parse_over
-from profiler.prediction.servers import Rule
+from profiler.prediction.servers.calls import Rule
 from profiler.rundir import RunDirectory
 from profiler.tune.answer import Answer, render
 from profiler.tune.asked import Search
-from profiler.tune.predicted import Scored
+from profiler.tune.predictor import PredictedSpace, Seen, SpacePredictor, with_likely
 from profiler.tune.recorded import at_the_top, merged
+from profiler.tune.scores import Scored
 from profiler.tune.search import tune
-from profiler.tune.thinking import Seen, Thinker, Thought, with_likely
 from tests.unit.prediction_data import directory, fitted, recorded
 from tests.unit.test_tune_search import goodput, invented, search  # noqa: F401  (a fixture)
 from tests.unit.tune_data import scored
@@ -36,12 +36,14 @@ class Foresight:
         self.asked: list[tuple[int, Seen]] = []
         self.closed = False
 
-    def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+    def predict_space(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> PredictedSpace:
         self.asked.append((len(parts), seen))
         if len(self.asked) <= self.refusals:
-            return Thought({}, (), "look: nothing is known of it", 99)
+            return PredictedSpace({}, (), "look: nothing is known of it", 99)
         found = {one.spec: one for one in self.at_loads(SPECS, [20])[20]}
-        return Thought(found, ("semaphore:20", "semaphore:18"), None, 600, 3.0, ("look refuses above 20",))
+        return PredictedSpace(
+            found, ("semaphore:20", "semaphore:18"), None, 600, 3.0, ("look refuses above 20",)
+        )
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
         found: dict[int, list[Scored]] = {}
@@ -58,7 +60,7 @@ class Foresight:
 
 
 def found_with(foresight: Foresight, said: list[str] | None = None) -> Answer:
-    return tune(search(20), [].append if said is None else said.append, think=foresight)
+    return tune(search(20), [].append if said is None else said.append, predictor=foresight)
 
 
 def names(invented) -> list[list[str]]:  # noqa: F811
@@ -136,7 +138,7 @@ def test_wrong_prediction_is_said_first_and_the_search_goes_on_without_it(invent
 @pytest.mark.slow
 def test_strategies_that_start_early_are_measured_beside_what_is_predicted(invented) -> None:  # noqa: F811
     load = LoadOptions(scenario="crowded", stream=True)
-    tune(Search(load, 20, over=parse_over("semaphore,eager"), budget=120.0), think=Foresight())
+    tune(Search(load, 20, over=parse_over("semaphore,eager"), budget=120.0), predictor=Foresight())
     assert {"eager", "eager+semaphore:20"} <= set(names(invented)[1])
 
 
@@ -144,7 +146,7 @@ def test_agents_of_ones_own_and_short_searches_have_the_first_look_as_before(inv
     for changes in ({"agent": "my:agent"}, {}):
         invented.clear()
         load = LoadOptions(scenario="crowded", **changes)
-        tune(Search(load, 20, budget=120.0 if changes else 60.0), think=Foresight())
+        tune(Search(load, 20, budget=120.0 if changes else 60.0), predictor=Foresight())
         assert (invented[0].options.levels, names(invented)[0]) == ((), ["gathered", "adaptive"])
 
 
@@ -162,37 +164,37 @@ def test_experiments_are_one_recording_with_trials_and_work_of_their_own() -> No
     assert {one.trial for one in kept} == {1}
 
 
-def test_thinker_predicts_from_what_was_recorded_or_says_why_not(tmp_path) -> None:
+def test_space_is_predicted_from_what_was_recorded_or_says_why_not(tmp_path) -> None:
     run, records = recorded((1, 2, 4), ("gathered",), blocks=6)
     asked = Search(
         LoadOptions(scenario="crowded"), 2, over=parse_over("semaphore=1..8,adaptive"), budget=60.0
     )
-    with Thinker(asked, clock=lambda: 0.0, processes=1) as thinker:
-        thought = thinker.think([directory(tmp_path, run, records)], Seen(0.1, 4, 2), 6.0)
-        assert thought.refused is None
-        assert thought.loops == len(records)
-        gathered, one = thought.candidate("gathered"), thought.candidate("semaphore:1")
+    with SpacePredictor(asked, clock=lambda: 0.0, processes=1) as predictor:
+        space = predictor.predict_space([directory(tmp_path, run, records)], Seen(0.1, 4, 2), 6.0)
+        assert space.refused is None
+        assert space.loops == len(records)
+        gathered, one = space.candidate("gathered"), space.candidate("semaphore:1")
         assert gathered is not None
         assert one is not None
         assert gathered.goodput.value == pytest.approx(2 / 0.105, rel=0.03)
         assert one.goodput.value < gathered.goodput.value
-        assert "gathered" in thought.finalists
-        loads = thinker.at_loads(["gathered"], [1, 2])
+        assert "gathered" in space.finalists
+        loads = predictor.at_loads(["gathered"], [1, 2])
         assert loads[2][0].value == pytest.approx(2 * loads[1][0].value, rel=0.05)
     few = directory(tmp_path, *recorded((1,), ("gathered",)))
-    with Thinker(asked, processes=1) as thinker:
-        thought = thinker.think([few], Seen(0.1, 4, 2), 6.0)
-        assert thought.refused is not None
-        assert "whole loops are too few" in thought.refused
-        assert thinker.at_loads(["gathered"], [1]) == {}
+    with SpacePredictor(asked, processes=1) as predictor:
+        space = predictor.predict_space([few], Seen(0.1, 4, 2), 6.0)
+        assert space.refused is not None
+        assert "whole loops are too few" in space.refused
+        assert predictor.at_loads(["gathered"], [1]) == {}
 
 
 @pytest.mark.slow
 def test_what_is_only_likely_chooses_what_is_measured_and_is_not_shown(invented) -> None:  # noqa: F811
     class Guess(Foresight):
-        def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+        def predict_space(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> PredictedSpace:
             return replace(
-                super().think(parts, seen, seconds), servers=(), assumed=("look: refuses above 20",)
+                super().predict_space(parts, seen, seconds), servers=(), assumed=("look: refuses above 20",)
             )
 
     answer = found_with(Guess())

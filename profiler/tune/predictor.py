@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Protocol
 
 from profiler.arrivals import Arrivals, scaled
-from profiler.prediction.engine import SimulatedLoad, Trials
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.predict import Question
 from profiler.prediction.processes import Predictor, Settings, cores
+from profiler.prediction.simulation.engine import SimulatedLoad, Trials
 from profiler.prediction.support import of_question, of_recording
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
@@ -20,8 +20,8 @@ from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategy
 from profiler.tune.asked import Search
 from profiler.tune.candidates import Candidate
-from profiler.tune.predicted import Scored, finalists, leaders, scored
 from profiler.tune.recorded import merged
+from profiler.tune.scores import Scored, finalists, leaders, scored
 from profiler.tune.space import explore, space_of
 
 COARSE, FINE = 5, 24
@@ -34,7 +34,7 @@ SHORTEST, LONGEST = 5.0, 30.0
 """Seconds of a simulated run."""
 
 PARTS = 0.5
-"""Of the time for thinking, after which the search of the space ends and the best are looked at."""
+"""Of the time for predicting, after which the search of the space ends and the best are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class PredictedSpace:
     """What was predicted, and which settings are worth measuring; `refused` says in words why nothing was.
 
     `servers`: what is known of those that were taken past their capacity, a sentence each. `seconds`: how
@@ -75,17 +75,17 @@ class Thought:
         return sum(bool(one.scores) for one in self.found.values())
 
 
-class Thinking(Protocol):
+class Predicts(Protocol):
     """Predictions for a search."""
 
-    def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought: ...
+    def predict_space(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> PredictedSpace: ...
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]: ...
 
     def close(self) -> None: ...
 
 
-class Thinker:
+class SpacePredictor:
     """Predictions from recorded experiments, on all cores; `clock` in seconds."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Thinker:
         self._seen = Seen(1.0, 1, 1)
         self._trials = Trials(LONGEST)
 
-    def __enter__(self) -> Thinker:
+    def __enter__(self) -> SpacePredictor:
         return self
 
     def __exit__(
@@ -113,7 +113,7 @@ class Thinker:
             self._predictor.__exit__()
             self._predictor = None
 
-    def think(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> Thought:
+    def predict_space(self, parts: Sequence[RunDirectory], seen: Seen, seconds: float) -> PredictedSpace:
         """Predict the space from these experiments; refuses in words where they do not tell.
 
         In some `seconds`: what has begun by then is finished, so that it may take a little longer.
@@ -131,11 +131,11 @@ class Thinker:
             why = next(
                 (one.refused[0] for one in found.values() if one.refused), "nothing gets anything done"
             )
-            return Thought(found, (), (reasons or (why,))[0], len(fitted.loops), took)
+            return PredictedSpace(found, (), (reasons or (why,))[0], len(fitted.loops), took)
         known = [f"{fit.name} {fit.finding.sentence}" for fit in fitted.servers if _capacity(fit)]
         if assumed:
             known = []
-        return Thought(found, tuple(chosen), None, len(fitted.loops), took, tuple(known), assumed)
+        return PredictedSpace(found, tuple(chosen), None, len(fitted.loops), took, tuple(known), assumed)
 
     def at_loads(self, specs: Sequence[str], levels: Sequence[int]) -> dict[int, list[Scored]]:
         """These settings under other loads, as far as they can be predicted."""
