@@ -48,7 +48,8 @@ def record(kind: Kind, folder: Path, arguments: argparse.Namespace) -> None:
     levels = ("--levels", ",".join(map(str, LEVELS)))
     turns = len(LADDER_STRATEGIES) * len(LEVELS)
     with kind.target(folder, kind.seed) as target:
-        kept = _compare(folder, ladder, (*target, *strategies, *levels), arguments, turns)
+        given = (*target, "--for-prediction", *strategies, *levels)
+        kept = _compare(folder, ladder, given, arguments, turns)
     summary = json.loads((kept / "summary.json").read_text())
     for warning in summary["warnings"]:
         print(f"  {kind.name}: {warning['detail']}", flush=True)

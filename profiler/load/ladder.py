@@ -36,6 +36,7 @@ def for_prediction(options: LoadOptions, users: int, *, paid: bool) -> LoadOptio
     """The options with levels and strategies of such a test, where none were named.
 
     Gathering asks most of the servers; where requests are not `paid` for, `sequential` shows calls alone too.
+    Each turn does work of its own: a prediction is as good as the number of different loops.
     Raises `UsageError` for options that end the test where it gets interesting.
     """
     if options.abort_on is not None:
@@ -46,4 +47,4 @@ def for_prediction(options: LoadOptions, users: int, *, paid: bool) -> LoadOptio
     if options.strategies is DEFAULT_STRATEGIES:
         strategies = (GATHERED,) if paid else (GATHERED, SEQUENTIAL)
         options = replace(options, strategies=strategies)
-    return options if options.levels else replace(options, levels=ladder(users))
+    return replace(options, levels=options.levels or ladder(users), own_work=True)

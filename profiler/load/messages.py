@@ -49,14 +49,14 @@ class Begin:
     """Open a trial for this worker's agents.
 
     `sequence` counts the trials begun, those that are not measured (`index` None) too; messages about an
-    earlier one are dropped. `worker` of `workers` says which tape entries are this worker's. `limited`: no
-    loop begins before a `Grant`. Of an open load (`arrivals`) at most `max_in_flight` loops run at once; the
-    agents of a closed one start within `spread_seconds`.
+    earlier one are dropped. `part` of the tape is what it works on, and `worker` of `workers` says which of
+    its entries are this worker's. `limited`: no loop begins before a `Grant`. Of an open load (`arrivals`) at
+    most `max_in_flight` loops run at once; the agents of a closed one start within `spread_seconds`.
     """
 
     sequence: int
     index: int | None
-    block: int
+    part: int
     strategy: str
     worker: int
     workers: int

@@ -174,7 +174,9 @@ class LoadOptions(Options):
     process is about to have there, where each has a session of its own.
     `until_seconds`: by then, on the monotonic clock of this machine, the last turn has drained; what does not
     fit is left out. `window_loops`: in a closed load with such an end a turn measures at least so many loops
-    of each agent. `climb`: all strategies but the first run on the highest of the levels only.
+    of each agent. `climb`: all strategies but the first run on the highest of the levels only. `own_work`:
+    each turn does work of its own, not that of the others of its block, which says more about the work and
+    less about the strategies.
     """
 
     provider: str = target(
@@ -455,6 +457,7 @@ class LoadOptions(Options):
         "--until-seconds", AMOUNT, None, "", "turns", ("locust",), hidden=True
     )
     climb: bool = option("--climb", SWITCH, False, "", "turns", ("locust",), hidden=True)
+    own_work: bool = option("--own-work", SWITCH, False, "", "turns", ("locust",), hidden=True)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""

@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-NUMBERS_PER_BLOCK = 1_000_000
-"""Tape entries set aside for one block; a trial that used more would run into the next block's."""
+NUMBERS_PER_PART = 1_000_000
+"""Tape entries set aside for one part; a trial that used more would run into the next one's."""
 
 WARM_UP_BLOCK = 999
 """The block whose tape entries are used, unmeasured, while users are still being spawned."""
@@ -74,12 +74,14 @@ def block_order(strategies: Sequence[str], seed: int, block: int, users: int | N
     return order
 
 
-def tape_numbers(block: int, worker: int, workers: int) -> Iterator[int]:
-    """The tape entries that worker `worker` of `workers` works on in a block, for every strategy alike.
+def tape_numbers(part: int, worker: int, workers: int) -> Iterator[int]:
+    """The tape entries that worker `worker` of `workers` works on in a trial.
+
+    Strategies that are compared in a block work on the same part of the tape.
 
     Entries i ≡ worker (mod workers): the workers' shares are disjoint, and together leave nothing out.
     """
-    return itertools.count(block * NUMBERS_PER_BLOCK + worker, workers)
+    return itertools.count(part * NUMBERS_PER_PART + worker, workers)
 
 
 def blocks_for(seconds: float) -> int:

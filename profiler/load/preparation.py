@@ -28,7 +28,7 @@ from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
 from profiler.load.places import function_line, limits_of, remade_by, swallowed
-from profiler.load.plan import NUMBERS_PER_BLOCK, WARM_UP_BLOCK
+from profiler.load.plan import NUMBERS_PER_PART, WARM_UP_BLOCK
 from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
 from profiler.load.selfcheck import Seen, judged, merged
 from profiler.load.spending import LoopAccount
@@ -270,7 +270,7 @@ class LoopRunners:
         """
         tape = Tape(self._scenario, self._options.seed)
         wanted = 1 + max((one.limit for one in self.strategies.values() if one.limit is not None), default=1)
-        first = WARM_UP_BLOCK * NUMBERS_PER_BLOCK
+        first = WARM_UP_BLOCK * NUMBERS_PER_PART
 
         def tells(number: int) -> tuple[int, int]:
             asked = tape.fan_out(number, 0)

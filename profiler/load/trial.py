@@ -114,8 +114,8 @@ class RunningTrial:
         self._asking = False
         self._holds = holds
         self._clock = clock
-        self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)  # all agents take from this one
-        self._seed = f"{plan.seed}/{plan.block}/{plan.worker}"
+        self._numbers = tape_numbers(plan.part, plan.worker, plan.workers)  # all agents take from this one
+        self._seed = f"{plan.seed}/{plan.part}/{plan.worker}"
         self._sleepers: set[asyncio.Future[None]] = set()
         self._waiting_for_leave: set[asyncio.Future[None]] = set()
         self._slots = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)

@@ -188,7 +188,7 @@ class Workers:
         message = Begin(
             self._sequence,
             planned.index if planned.index >= 0 else None,
-            planned.block,
+            planned.index if options.own_work and planned.index >= 0 else planned.block,
             planned.strategy,
             worker=0,
             workers=len(workers),

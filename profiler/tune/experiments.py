@@ -115,6 +115,7 @@ class Experiments:
             window_loops=loops,
             until_seconds=until,
             climb=climb,
+            own_work=climb,
         )
         most = max(levels, default=search.users)
         began = self._clock()

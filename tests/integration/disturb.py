@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from profiler import cli
 from profiler.emulator.process import start_emulator
-from profiler.load.plan import NUMBERS_PER_BLOCK
+from profiler.load.plan import NUMBERS_PER_PART
 from profiler.process.ports import free_port
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory
@@ -383,7 +383,7 @@ def _takers(records: list[LoopRecord], pids: list[int]) -> Any:
         match = re.search(r"\(pid (\d+)\)", record.process or "")
         if record.trial is not None and match:
             worker = pids.index(int(match[1]))
-            shares[record.trial][worker].add(record.number % NUMBERS_PER_BLOCK)
+            shares[record.trial][worker].add(record.number % NUMBERS_PER_PART)
 
     def taker(trial: int, number: int) -> int | None:
         for workers in range(WORKERS, 0, -1):
@@ -391,7 +391,7 @@ def _takers(records: list[LoopRecord], pids: list[int]) -> Any:
                 worker: {one % workers for one in numbers} for worker, numbers in shares[trial].items()
             }
             if all(len(one) == 1 for one in residues.values()):
-                same = [w for w, one in residues.items() if number % NUMBERS_PER_BLOCK % workers in one]
+                same = [w for w, one in residues.items() if number % NUMBERS_PER_PART % workers in one]
                 return same[0] if len(same) == 1 else None
         return None
 

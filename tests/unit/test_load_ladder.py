@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler import UsageError
@@ -30,7 +32,7 @@ def test_ladder_is_for_what_nobody_named():
     assert (asked.levels, [*map(str, asked.strategies)]) == ((5, 10, 20, 40, 80), ["gathered", "sequential"])
     assert [*map(str, for_prediction(LoadOptions(), 40, paid=True).strategies)] == ["gathered"]
     named = LoadOptions(levels=(3, 9), strategies=parse_strategies("semaphore:8"))
-    assert for_prediction(named, 40, paid=False) == named
+    assert for_prediction(named, 40, paid=False) == replace(named, own_work=True)
     open_load = for_prediction(LoadOptions(arrivals="4/s", levels=(1, 2)), 4, paid=False)
     assert (open_load.arrivals, open_load.levels) == ("4/s", (1, 2))
     own = LoadOptions(agent="my:make", variants=("calls=2", "calls=4"))

@@ -119,6 +119,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         window_loops=3.0,
         until_seconds=99.0,
         climb=True,
+        own_work=True,
         blocks=4,
         seed=9,
         dialect="gemini",
@@ -161,7 +162,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         *("think_seconds", "insecure", "header", "query", "variants", "mcp_headers"),
         *direct,
     }
-    hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99", "--climb")
+    hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99", "--climb", "--own-work")
     assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))
     assert LoadOptions.from_json({**data, "of a later version": 1}) == options

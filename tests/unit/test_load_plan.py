@@ -8,7 +8,7 @@ import pytest
 
 from profiler.errors import UsageError
 from profiler.load.plan import (
-    NUMBERS_PER_BLOCK,
+    NUMBERS_PER_PART,
     PlannedTrial,
     block_order,
     blocks_for,
@@ -52,7 +52,7 @@ def test_schedule_without_blocks_never_ends() -> None:
 def test_workers_share_the_tape_without_gap_or_overlap(workers: int) -> None:
     shares = [list(islice(tape_numbers(2, worker, workers), 10)) for worker in range(workers)]
     together = sorted(number for share in shares for number in share)
-    start = 2 * NUMBERS_PER_BLOCK
+    start = 2 * NUMBERS_PER_PART
     assert together == list(range(start, start + 10 * workers))
     assert all(
         number % workers == (start + worker) % workers for worker, s in enumerate(shares) for number in s

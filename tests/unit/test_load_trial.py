@@ -55,7 +55,7 @@ def trial(
     on_start: Callable[[int], None] = lambda lag_ns: None,
     **changes: Any,
 ) -> RunningTrial:
-    fields = {"block": 0, "worker": 0, "workers": 1, "seed": 1, **changes}
+    fields = {"part": 0, "worker": 0, "workers": 1, "seed": 1, **changes}
     return RunningTrial(Begin(1, 0, strategy="gathered", **fields), ask, clock, on_start=on_start)
 
 

@@ -159,6 +159,17 @@ def test_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     assert there.sent[2:] == [("a", End(3.0)), ("b", End(3.0))]
 
 
+def test_turns_of_a_block_do_the_same_work_or_each_its_own() -> None:
+    for own_work, parts in ((False, [1, 1]), (True, [4, 5])):
+        there = Connected("a")
+        options = replace(OPTIONS, own_work=own_work)
+        for index in (4, 5):
+            there.workers_of_test.begin(["a"], PlannedTrial(index, 1, "gathered"), options, sources=1)
+        assert [message.part for _, message in there.sent] == parts
+        there.workers_of_test.begin(["a"], PlannedTrial(-1, 999, "gathered"), options, sources=1)
+        assert there.sent[-1][1].part == 999
+
+
 def test_entry_that_is_not_measured_has_no_index() -> None:
     there = Connected("a")
     there.workers_of_test.begin(["a"], PlannedTrial(-1, 999, "gathered"), OPTIONS, sources=1)
