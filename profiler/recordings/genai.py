@@ -8,6 +8,7 @@ span often follows several at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -217,6 +218,7 @@ _TELLING = frozenset(
 _PREFIXES = ("llm.output_messages.", "gen_ai.completion.")
 _SUFFIXES = ("tool_call.id", "function.name", ".id", ".name", "finish_reason")
 
+_STATUS_ALONE = re.compile(r"[1-5]\d\d")
 _CANCELLED = frozenset({"CancelledError", "KeyboardInterrupt", "GeneratorExit", "AbortError"})
 
 
@@ -398,6 +400,8 @@ def _status(raw: Raw) -> tuple[ToolStatus, str | None]:
     short = (error_type or "").rpartition(".")[2]
     if short in _CANCELLED:
         return "cancelled", short
+    if _STATUS_ALONE.fullmatch(short):  # the conventions have it as a number alone; records, as `http_429`
+        return "error", f"http_{short}"
     return "error", None if error_type is None else short or error_type
 
 
