@@ -261,7 +261,7 @@ def fit_run(
                 filled = took < 0
                 if filled:  # it was refused, so what it would have taken is not known
                     took = stand_ins.service(server_of(call), number)
-                released = max(0, call.queued_ns - (round_.tools_started_ns or call.queued_ns))
+                released = _released(call, round_)
                 failed = call.status != "ok" and not refused(call)
                 client_ns = 0 if filled else min(took, _client_ns(call))
                 calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns))
@@ -313,6 +313,16 @@ def fit_run(
         if run.recording is None or not timed
         else run.recording.resolution_ns / max(1.0, float(typical)),
     )
+
+
+def _released(call: ToolCall, round_: RoundRecord) -> int:
+    """The ns from the start of the tool phase until the call was handed to the strategy.
+
+    Where another program's recording does not tell when that was, at once: the reply had asked for it by then.
+    """
+    if "queued_ns" in call.unknown or round_.tools_started_ns is None:
+        return 0
+    return max(0, call.queued_ns - round_.tools_started_ns)
 
 
 def _add_request(rows: _Rows, model: ModelCall, group: int, loop: int) -> int | None:

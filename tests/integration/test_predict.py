@@ -79,6 +79,62 @@ def test_what_compare_recorded_is_predicted(tmp_path: Path) -> None:
     assert gathered["refused"] if p50 is None else p50 > 0.15  # two requests and two calls of 50 ms
 
 
+def attributes(**of: str) -> list[dict[str, object]]:
+    return [{"key": f"gen_ai.{key}", "value": {"stringValue": value}} for key, value in of.items()]
+
+
+def traced(agents: int, loops: int) -> str:
+    """Traces of agents that run the two calls of a reply one after the other: 40 + 25 + 25 + 40 ms a loop."""
+    spans = []
+    for agent in range(agents):
+        for number in range(loops):
+            loop = agent * loops + number
+            began = 1_796_000_000_000 + 131 * number + 13 * agent  # ms
+            steps = [
+                ("invoke_agent", began, 130, attributes(**{"operation.name": "invoke_agent"})),
+                ("chat", began, 40, attributes(**{"operation.name": "chat", "request.model": "m"})),
+                (
+                    "look",
+                    began + 40,
+                    25,
+                    attributes(**{"operation.name": "execute_tool", "tool.name": "look"}),
+                ),
+                (
+                    "look",
+                    began + 65,
+                    25,
+                    attributes(**{"operation.name": "execute_tool", "tool.name": "look"}),
+                ),
+                ("chat", began + 90, 40, attributes(**{"operation.name": "chat", "request.model": "m"})),
+            ]
+            for place, (name, start, lasts, about) in enumerate(steps):
+                parent = {"parentSpanId": f"{loop * 8 + 1:016x}"} if place else {}
+                spans.append(
+                    {
+                        "traceId": f"{loop + 1:032x}",
+                        "spanId": f"{loop * 8 + place + 1:016x}",
+                        "name": name,
+                        "kind": 1,
+                        "startTimeUnixNano": str(start * 10**6),
+                        "endTimeUnixNano": str((start + lasts) * 10**6),
+                        "attributes": about,
+                        **parent,
+                    }
+                )
+    return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]})
+
+
+def test_agents_of_another_program_are_predicted_with_their_calls_let_go_at_once(tmp_path: Path) -> None:
+    (tmp_path / "traces.json").write_text(traced(10, 40))
+    profiler("import", str(tmp_path / "traces.json"), "--out", str(tmp_path / "runs"))
+    (run,) = (tmp_path / "runs").iterdir()
+    asked = ("--users", "4", "--replicates", "4", "--duration", "3", "--json", "--quiet")
+    data = json.loads(profiler("predict", str(run), *asked))
+    seconds = {one["strategy"]: one["loop_seconds"]["p50"]["value"] for one in data["strategies"]}
+    assert seconds["sequential"] == pytest.approx(0.130, abs=0.002)
+    assert seconds["gathered"] == pytest.approx(0.105, abs=0.002)
+
+
 def test_how_well_a_recording_predicts_itself_is_kept_for_the_report(tmp_path: Path) -> None:
     run = directory(tmp_path, *recorded((8, 10, 12))).path
     said = profiler("predict", str(run), "--check", "--replicates", "4", "--quiet")
