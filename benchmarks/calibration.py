@@ -41,8 +41,9 @@ from profiler.prediction.fitting import fit_run
 from profiler.prediction.scenario.file import written
 from profiler.prediction.scenario.parts import fit_of
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.engine import simulate
 from profiler.prediction.simulation.figures import Figures, figures_of
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.simulation.work import LoopWork, Server, System
 from profiler.rundir import RunDirectory
 from profiler.scenarios import parse_scenario

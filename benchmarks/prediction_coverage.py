@@ -24,7 +24,7 @@ from profiler.arrivals import Arrivals
 from profiler.prediction.check import refused_shares
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.predict import Question, predict
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.records import LoopRecord
 from profiler.rundir import Run
 from profiler.statistics.summary import summarise

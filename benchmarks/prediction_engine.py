@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.engine import Simulated, simulate
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.strategies import parse_strategy
 

@@ -270,7 +270,7 @@ def request_of(arguments: argparse.Namespace, run: Run) -> Request:
     from profiler.arrivals import Arrivals
     from profiler.load.plan import blocks_for
     from profiler.prediction.asking import as_recorded, recorded_drain, recorded_levels
-    from profiler.prediction.simulation.engine import Trials
+    from profiler.prediction.simulation.load import Trials
     from profiler.rundir import Load
 
     default = Size()

@@ -64,9 +64,9 @@ def add(commands: Commands) -> None:
     search.add_argument(
         "--budget",
         type=SECONDS.argument,
-        default=300.0,
+        default=150.0,
         metavar="T",
-        help="time for everything (default: 5m)",
+        help="time for everything (default: 150s)",
     )
     search.add_argument(
         "--quota",

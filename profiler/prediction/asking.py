@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from profiler.arrivals import Arrivals
 from profiler.prediction.predict import Question
 from profiler.prediction.quotas.finding import QuotaFinding
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.rundir import Run
 from profiler.strategies import StrategySpec, parse_strategies
 

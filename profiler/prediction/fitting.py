@@ -318,7 +318,7 @@ def fit_run(
 def _released(call: ToolCall, round_: RoundRecord) -> int:
     """The ns from the start of the tool phase until the call was handed to the strategy.
 
-    Where another program's recording does not tell when that was, at once: the reply had asked for it by then.
+    At once where another program's recording does not tell when: by then the reply had asked for it.
     """
     if "queued_ns" in call.unknown or round_.tools_started_ns is None:
         return 0

@@ -15,8 +15,9 @@ import numpy as np
 
 from profiler.prediction.fitting import Fitted
 from profiler.prediction.quotas.finding import QuotaFinding
-from profiler.prediction.simulation.engine import Simulated, SimulatedLoad, Trials, simulate
+from profiler.prediction.simulation.engine import Simulated, simulate
 from profiler.prediction.simulation.figures import Figures, figures_of
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.simulation.servers import ServerUse
 from profiler.prediction.simulation.work import LoopWork
 from profiler.prediction.support import is_recorded, of_question, of_recording, of_result

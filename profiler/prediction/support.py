@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
 from profiler.prediction.servers.queueing import MARGIN
-from profiler.prediction.simulation.engine import SimulatedLoad
+from profiler.prediction.simulation.load import SimulatedLoad
 from profiler.prediction.simulation.servers import ServerUse
 from profiler.records import NO_MODEL
 from profiler.strategies import StrategySpec

@@ -25,12 +25,8 @@ import numpy as np
 
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import (
-    RecordedTrial,
-    Simulated,
-    SimulatedLoad,
-    simulate_recorded,
-)
+from profiler.prediction.simulation.engine import Simulated, simulate_recorded
+from profiler.prediction.simulation.load import RecordedTrial, SimulatedLoad
 from profiler.prediction.simulation.recorded import Stretch, stretch_of, with_load
 from profiler.prediction.simulation.work import LoopWork, RoundWork
 from profiler.prediction.support import BEYOND, known_up_to, refuses_as_seen, share_above

@@ -32,7 +32,7 @@ class Search:
     workers: int = 1
     objective: ObjectiveName = "goodput"
     over: tuple[Over, ...] = parse_over("semaphore,adaptive")
-    budget: float = 300.0
+    budget: float = 150.0
     quotas: tuple[KnownQuota, ...] = ()
     dial: Dial = field(init=False, default=Dial())
 

@@ -12,7 +12,7 @@ from profiler.arrivals import Arrivals, scaled
 from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.predict import Question
 from profiler.prediction.processes import Predictor, Settings, cores
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.support import of_question, of_recording
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective

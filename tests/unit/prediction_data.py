@@ -11,8 +11,8 @@ from profiler.prediction.fitting import Fitted, ServerFit
 from profiler.prediction.predict import Predicted, Question
 from profiler.prediction.servers.calls import Rule
 from profiler.prediction.servers.identify import Finding
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
 from profiler.prediction.simulation.figures import Figures
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.simulation.servers import ServerUse
 from profiler.prediction.simulation.work import LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord, ModelCall, RoundRecord, encode

@@ -13,7 +13,7 @@ from profiler.cli import main, parse
 from profiler.commands.predict import Request, request_of
 from profiler.errors import UsageError
 from profiler.prediction import processes
-from profiler.prediction.simulation.engine import Trials
+from profiler.prediction.simulation.load import Trials
 from profiler.rundir import Load, Recording, Run
 from tests.unit.prediction_data import directory, predicted, recorded
 from tests.unit.statistics_data import run, trial

@@ -20,7 +20,7 @@ from profiler.prediction.answering import (
 from profiler.prediction.asking import Asked
 from profiler.prediction.predict import Predicted
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import Trials
+from profiler.prediction.simulation.load import Trials
 from profiler.prediction.support import of_question, of_recording
 from profiler.report.prediction import bars, between, render_prediction
 from profiler.report.text import duration, percent

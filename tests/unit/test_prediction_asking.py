@@ -6,7 +6,7 @@ import pytest
 
 from profiler.arrivals import Arrivals
 from profiler.prediction.asking import as_recorded, recorded_levels, recorded_trials
-from profiler.prediction.simulation.engine import Trials
+from profiler.prediction.simulation.load import Trials
 from profiler.rundir import Load
 from profiler.strategies import parse_strategies
 from tests.unit.statistics_data import run, trial

@@ -16,7 +16,8 @@ from profiler.prediction.predict import Predicted, Question
 from profiler.prediction.quotas.finding import Limit, QuotaFinding
 from profiler.prediction.quotas.given import given_quota
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import ServerUse, Trials
+from profiler.prediction.simulation.engine import ServerUse
+from profiler.prediction.simulation.load import Trials
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy
 from tests.unit.prediction_data import fitted, predicted

@@ -10,7 +10,7 @@ from benchmarks.virtual_world import Tool, World, record
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.predict import Question
 from profiler.prediction.processes import Predictor, Settings, check_run
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.strategies import parse_strategy
 
 SETTINGS = Settings(replicates=3, seed=5)

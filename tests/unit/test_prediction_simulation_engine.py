@@ -21,15 +21,8 @@ from profiler.loop.model import CallRequest, Reply
 from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding
 from profiler.prediction.quotas.retries import RetryRule
 from profiler.prediction.servers.calls import Rule
-from profiler.prediction.simulation.engine import (
-    Chain,
-    RecordedTrial,
-    Simulated,
-    SimulatedLoad,
-    Trials,
-    simulate,
-    simulate_recorded,
-)
+from profiler.prediction.simulation.engine import Simulated, simulate, simulate_recorded
+from profiler.prediction.simulation.load import Chain, RecordedTrial, SimulatedLoad, Trials
 from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
 from profiler.records import LoopRecord
 from profiler.strategies import parse_strategy

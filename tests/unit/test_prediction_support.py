@@ -20,7 +20,7 @@ from profiler.prediction.asking import Asked
 from profiler.prediction.check import measured_figures
 from profiler.prediction.fitting import Fitted, fit_run
 from profiler.prediction.predict import FEWEST_FOR_P99, Predicted, Question, predict
-from profiler.prediction.simulation.engine import SimulatedLoad, Trials
+from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.prediction.support import FEWEST_LOOPS, known_up_to
 from profiler.records import LoopRecord, ToolCall
 from profiler.rundir import Recording

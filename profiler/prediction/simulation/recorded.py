@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from profiler.arrivals import share, start_offset
-from profiler.prediction.simulation.engine import Chain, RecordedTrial
+from profiler.prediction.simulation.load import Chain, RecordedTrial
 from profiler.prediction.simulation.work import LoopWork
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
