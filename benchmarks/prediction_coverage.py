@@ -1,7 +1,7 @@
 """Do the bands of predictions hold? In virtual time, against production on invented servers.
 
 Every repetition records a ladder of its own, and really runs each cell with a seed of its own
-(`benchmarks.virtual_world`). Of each figure are printed: the share of cells whose really-run figure lies
+(`tests/virtual_servers.py`). Of each figure are printed: the share of cells whose really-run figure lies
 within the band, the median of the errors' sizes, their mean (with its standard error over the repetitions,
 whose cells share a ladder) and the bands' median half width: % for times and rates, points for shares.
 
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.virtual_world import Quota, Tool, World, record
 from profiler.arrivals import Arrivals
 from profiler.prediction.check import refused_shares
 from profiler.prediction.fitting import fit_run
@@ -29,6 +28,7 @@ from profiler.records import LoopRecord
 from profiler.rundir import Run
 from profiler.statistics.summary import summarise
 from profiler.strategies import parse_strategy
+from tests.virtual_servers import Server, World, record
 
 KINDS = ("none", "refuse", "queue", "share", "quota")
 LEVELS = (4, 8, 15, 30, 45)
@@ -60,9 +60,9 @@ class Held:
 def world_of(kind: str, slow: float, tape: bool, loop_sd: float) -> World:
     """One tool with a capacity of 20 (or a quota of the model's that 30 agents use up), and one without."""
     of_tool = kind if kind != "quota" else "none"
-    tools = {"search": Tool(0.4, of_tool, None if of_tool == "none" else 20), "fetch": Tool(0.25)}
-    quota = Quota(1300, 60) if kind == "quota" else None
-    return World(tools, slow=slow, tape=tape, quota=quota, loop_sd=loop_sd, round_sd=loop_sd)
+    tools = {"search": Server(0.4, of_tool, 20, spread=0.8), "fetch": Server(0.25, spread=0.8)}
+    quota = (1300.0, 60.0) if kind == "quota" else None
+    return World(tools, alike=loop_sd, slow=slow, tape=tape, quota=quota, announced=True)
 
 
 def really(run: Run, records: Sequence[LoopRecord]) -> dict[str, float]:
@@ -88,14 +88,15 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
     rate = options.open or None
     ladder = record(
         world,
-        ("gathered", "sequential"),
+        "gathered,sequential",
         LEVELS,
         blocks=2,
         seconds=options.ladder / 2,
         seed=seed,
-        arrivals=rate,
+        arrivals=rate and f"{rate}/s",
+        spread_seconds=None,
     )
-    fitted = fit_run(*ladder)
+    fitted = fit_run(ladder.run, ladder.records)
     cells: list[Held] = []
     refused: list[str] = []
     for place, (spec, users) in enumerate(CELLS[: options.cells]):
@@ -107,10 +108,17 @@ def repetition(asked: tuple[argparse.Namespace, str, int]) -> tuple[list[Held], 
         if not found.figures:
             refused.append(f"{spec} {users}: {'; '.join(found.refused)}")
             continue
-        run = record(
-            world, (spec,), (users,), blocks=BLOCKS, seconds=each, seed=seed + 1 + place, arrivals=of_cell
+        truth = record(
+            world,
+            spec,
+            (users,),
+            blocks=BLOCKS,
+            seconds=each,
+            seed=seed + 1 + place,
+            arrivals=of_cell and f"{of_cell}/s",
+            spread_seconds=None,
         )
-        values = really(*run)
+        values = really(truth.run, truth.records)
         cells.append(
             Held(
                 f"{spec} {users}",

@@ -36,6 +36,9 @@ SECOND = 10**9
 REFUSAL_SECONDS = 0.003
 """What a server takes to refuse a call."""
 
+SPELL_SECONDS = 8.0
+FIRST_SPREAD_SECONDS = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -56,7 +59,10 @@ class World:
 
     Calls of a loop are alike (`alike`: the standard deviation of the logarithm that they have in common), and
     so are its rounds. `slower` is by what factor everything is slower after so many seconds; `stands_still`
-    every so many seconds for so long. `quota`: model requests a minute and at once; no header tells of it.
+    every so many seconds for so long; `slow` the standard deviation of the logarithm of what calls have in
+    common that begin within the same `SPELL_SECONDS`. `quota`: model requests a minute and at once; no header
+    tells of it, unless its refusals are `announced` with the time to wait. `tape`: loops of one number are of
+    the same work in every trial, as with the emulator.
     """
 
     tools: dict[str, Server]
@@ -66,7 +72,10 @@ class World:
     alike: float = 0.3
     slower: tuple[float, float] | None = None
     stands_still: tuple[float, float] | None = None
+    slow: float = 0.0
     quota: tuple[float, float] | None = None
+    announced: bool = False
+    tape: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +159,14 @@ class _Quota:
         self._rate, self._most = a_minute / 60, at_once
         self._left, self._at = at_once, 0.0
 
-    def takes(self, now: float) -> bool:
+    def wait(self, now: float) -> float:
+        """0: it takes a request; else the seconds until it would."""
         self._left = min(self._most, self._left + (now - self._at) * self._rate)
         self._at = now
         if self._left < 1:
-            return False
+            return (1 - self._left) / self._rate
         self._left -= 1
-        return True
+        return 0.0
 
 
 class _Running:
@@ -164,6 +174,7 @@ class _Running:
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
+        self.seed = seed
         self.draw = random.Random(seed)
         self.servers = {name: _Serving(one) for name, one in world.tools.items()}
         self.model = _Serving(world.model)
@@ -172,10 +183,14 @@ class _Running:
 
     def pace(self) -> float:
         """By how much calls that start now are slower; what has to be waited is added by `standstill`."""
-        if self.world.slower is None:
-            return 1.0
-        after, factor = self.world.slower
-        return factor if asyncio.get_running_loop().time() >= after else 1.0
+        world, now = self.world, asyncio.get_running_loop().time()
+        pace = 1.0
+        if world.slower is not None and now >= world.slower[0]:
+            pace = world.slower[1]
+        if world.slow:
+            spell = random.Random(f"{self.seed}/{int(now // SPELL_SECONDS)}")
+            pace *= math.exp(world.slow * spell.gauss(0, 1))
+        return pace
 
     def standstill(self) -> float:
         if self.world.stands_still is None:
@@ -192,21 +207,23 @@ class _Running:
         serve.__name__ = name
         return tool(serve)
 
-    def seconds(self, server: Server, alike: float = 0.0) -> float:
-        return server.seconds * math.exp(alike + self.draw.gauss(0, server.spread))
-
-    def loop(self) -> list[tuple[float, list[tuple[str, float]]]]:
+    def loop(self, number: int) -> list[tuple[float, list[tuple[str, float]]]]:
         """Of each round the model's seconds, and its calls with theirs."""
-        world, draw = self.world, self.draw
+        world = self.world
+        draw = random.Random(f"{self.seed}/{number}") if world.tape else self.draw
+
+        def seconds(server: Server, alike: float = 0.0) -> float:
+            return server.seconds * math.exp(alike + draw.gauss(0, server.spread))
+
         count = draw.choice(world.calls)
         slow = draw.gauss(0, world.alike)
         rounds = []
         for _ in range(draw.choice(world.rounds)):
             alike = slow + draw.gauss(0, world.alike)
             names = draw.choices(list(world.tools), k=count)
-            calls = [(name, self.seconds(world.tools[name], alike)) for name in names]
-            rounds.append((self.seconds(world.model), calls))
-        return [*rounds, (self.seconds(world.model), [])]
+            calls = [(name, seconds(world.tools[name], alike)) for name in names]
+            rounds.append((seconds(world.model), calls))
+        return [*rounds, (seconds(world.model), [])]
 
 
 class _Model:
@@ -214,9 +231,9 @@ class _Model:
 
     provider = model = "m"
 
-    def __init__(self, running: _Running) -> None:
+    def __init__(self, running: _Running, number: int) -> None:
         self._running = running
-        self._rounds = iter(running.loop())
+        self._rounds = iter(running.loop(number))
 
     def conversation(self, prompt: Any) -> list[Any]:
         return [prompt]
@@ -232,29 +249,37 @@ class _Model:
         for retry in range(3):
             began = probe.clock()
             try:
-                await self._try(seconds)
+                wait = await self._try(seconds)
             except Refused:
-                probe.attempts.append(Attempt(began, probe.clock(), 429))
-                if retry == 2:
-                    raise ProviderError(
-                        "refused", provider="openai", status=429, error_type="http_429"
-                    ) from None
-                await asyncio.sleep(min(8.0, 0.5 * 2**retry) * (1 - 0.25 * self._running.draw.random()))
-            else:
-                probe.attempts.append(Attempt(began, probe.clock(), 200))
+                wait = -1.0
+            asked_ns = int(wait * 1e9) if wait > 0 else None
+            probe.attempts.append(
+                Attempt(began, probe.clock(), 429 if wait else 200, retry_after_ns=asked_ns)
+            )
+            if not wait:
                 break
+            if retry == 2:
+                raise ProviderError("refused", provider="openai", status=429, error_type="http_429")
+            if asked_ns is None:
+                wait = min(8.0, 0.5 * 2**retry) * (1 - 0.25 * self._running.draw.random())
+            await asyncio.sleep(wait)
         asked = tuple(
             CallRequest(f"c{number}", name, json.dumps({"seconds": took}))
             for number, (name, took) in enumerate(calls)
         )
         return Reply("" if asked else "done", asked, [{}], "tool_calls" if asked else "stop", "r", 100, 20)
 
-    async def _try(self, seconds: float) -> None:
-        quota = self._running.quota
-        if quota is not None and not quota.takes(asyncio.get_running_loop().time()):
+    async def _try(self, seconds: float) -> float:
+        """0; or how long a refusal asked to wait. Raises `Refused` for one that did not say."""
+        quota, world = self._running.quota, self._running.world
+        wait = 0.0 if quota is None else quota.wait(asyncio.get_running_loop().time())
+        if wait:
             await asyncio.sleep(REFUSAL_SECONDS)
-            raise Refused
+            if not world.announced:
+                raise Refused
+            return math.ceil(wait * 1000) / 1000
         await self._running.model.serve(seconds * self._running.pace())
+        return 0.0
 
 
 @dataclass(slots=True)
@@ -268,7 +293,7 @@ class _Agent:
 
     async def run(self, position: LoopPosition) -> bool:
         loop = ToolLoop(
-            _Model(self.running),
+            _Model(self.running, position.number),
             self.running.tools,
             self.strategy,
             clock=self.clock,
@@ -278,7 +303,7 @@ class _Agent:
             result = await loop.run(
                 "go",
                 agent=position.agent,
-                number=None,
+                number=position.number if self.running.world.tape else None,
                 trial=position.trial,
                 process=position.process,
                 intended_ns=position.intended_ns,
@@ -303,15 +328,17 @@ def record(
     think_seconds: float = 0.0,
     workers: int = 1,
     share_limit: bool = False,
-    spread_seconds: float = 3.0,
+    spread_seconds: float | None = FIRST_SPREAD_SECONDS,
 ) -> Recorded:
     """Every strategy under every number of agents in turn, as `compare` runs them.
 
-    `arrivals` are those of the highest level. Agents start within `spread_seconds`: a loop's mean, as there.
+    `arrivals` are those of the highest level. Agents start within `spread_seconds`: a loop's mean, as there;
+    None: the mean of the last trial of the setting.
     """
     specs = parse_strategies(strategies)
     records: list[LoopRecord] = []
     trials: list[Trial] = []
+    means: dict[tuple[str, int], float] = {}
 
     async def main(clock: Callable[[], int]) -> None:
         running = _Running(world, seed)
@@ -322,7 +349,11 @@ def record(
                 cells += [(block, users, spec) for spec in order.sample(specs, len(specs))]
         for index, (block, users, spec) in enumerate(cells):
             rate = None if arrivals is None else Arrivals.parse(arrivals, max(levels))
-            spread = 0.0 if arrivals is not None else min(spread_seconds, seconds / 2)
+            before = len(records)
+            spread = spread_seconds
+            if spread is None:
+                spread = means.get((spec.text, users), FIRST_SPREAD_SECONDS)
+            spread = 0.0 if arrivals is not None else min(spread, seconds / 2)
             each: list[tuple[RunningTrial, _Agent]] = []
             for worker in range(workers):
                 begin = Begin(
@@ -365,6 +396,8 @@ def record(
                 trial.close()
             ended = clock()
             await asyncio.gather(*tasks)
+            lasted = [one.wall_ns / 1e9 for one in records[before:]]
+            means[spec.text, users] = sum(lasted) / len(lasted) if lasted else FIRST_SPREAD_SECONDS
             arrived = None if arrivals is None else sum(trial.arrived for trial, _ in each)
             late = sum(trial.late for trial, _ in each)
             trials.append(

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from profiler.prediction.asking import as_recorded, recorded_levels, recorded_trials
-from profiler.prediction.fitting import LOAD_ERRORS, LOAD_STATUSES, refused
 from profiler.prediction.predict import Predicted, Question
+from profiler.prediction.requests import LOAD_ERRORS, LOAD_STATUSES, refused
 from profiler.records import LoopRecord
 from profiler.rundir import Run, Trial
 from profiler.statistics.figures import figures

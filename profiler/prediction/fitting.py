@@ -8,32 +8,35 @@ and what the client waited between attempts: what is left is the loop's work.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from profiler.prediction.loops import (
+    ModelServices,
+    StandIns,
+    client_ns_of,
+    released_ns,
+    round_work,
+    survival_of,
+    unusable,
+)
 from profiler.prediction.quotas.finding import QuotaFinding
 from profiler.prediction.quotas.fit import fit_quotas
 from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries
+from profiler.prediction.requests import Requests, TrialPlaces, add_call, add_request, refused, server_of
 from profiler.prediction.servers.calls import Calls, in_flight, service_times
 from profiler.prediction.servers.identify import Finding, identify
 from profiler.prediction.servers.pace import Pace, Services, joined, pace_of, without
-from profiler.prediction.simulation.work import CallWork, LoopWork, RoundWork, Server, System
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, vendor
+from profiler.prediction.simulation.work import CallWork, LoopWork, Server, System
+from profiler.records import LoopRecord, vendor
 from profiler.rundir import Run
 from profiler.statistics.table import Ints
 
 MODEL = "the model"
 """The name of the model's server in sentences."""
-
-LOAD_STATUSES = frozenset((429, 503, 529))
-"""Statuses by which a server refuses a request for the load that it has."""
-
-BY_QUOTA = "ended by a refusal of the model's server"
-"""Why a loop is lost that the model's server would not let go on."""
 
 UNEXPLAINED = 0.1
 """The share of refusals of the model's server that its quotas may leave unexplained."""
@@ -46,11 +49,6 @@ FEWEST_IN_TRIAL = 50
 
 FEWEST_AT_ONCE = 5
 """So many calls were in flight at once: at least this many calls found as many."""
-
-NEAR = 40
-"""Calls of loops about as slow, of which one stands for a call that was refused."""
-
-LOAD_ERRORS = frozenset(f"http_{status}" for status in LOAD_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,75 +107,6 @@ class Fitted:
     resolution_share: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Trials:
-    """Block and level of each trial. Trials of one level ran the same strategy under the same load."""
-
-    block: dict[int, int]
-    level: dict[int, int]
-
-    @classmethod
-    def of(cls, run: Run) -> _Trials:
-        levels: dict[tuple[str, int], int] = {}
-        return cls(
-            {trial.index: trial.block for trial in run.trials},
-            {one.index: levels.setdefault((one.strategy, one.users), len(levels)) for one in run.trials},
-        )
-
-
-class _Rows:
-    """The requests to one server, as columns under way."""
-
-    def __init__(self) -> None:
-        self.started: list[int] = []
-        self.ended: list[int] = []
-        self.refused: list[bool] = []
-        self.group: list[int] = []
-        self.loop: list[int] = []
-        self.retry_after: list[int] = []
-        self.tools: dict[str, None] = {}
-        self.counted: NDArray[np.bool_] | None = None
-
-    def add(
-        self, started: int, ended: int, refused: bool, group: int, loop: int, retry_after: int | None
-    ) -> int:
-        """The row's number."""
-        self.started.append(started)
-        self.ended.append(ended)
-        self.refused.append(refused)
-        self.group.append(group)
-        self.loop.append(loop)
-        self.retry_after.append(-1 if retry_after is None else retry_after)
-        return len(self.started) - 1
-
-    def without_refusals(self) -> None:
-        """Treat what was refused as if it had never come."""
-        self.counted = ~np.array(self.refused, bool)
-
-    def calls(self, trials: _Trials) -> Calls:
-        kept = slice(None) if self.counted is None else self.counted
-        return Calls(
-            started=np.array(self.started, np.int64)[kept],
-            ended=np.array(self.ended, np.int64)[kept],
-            refused=np.array(self.refused, bool)[kept],
-            group=np.array(self.group, np.int64)[kept],
-            retry_after=np.array(self.retry_after, np.int64)[kept],
-            block=np.array([trials.block.get(trial, -1) for trial in self.group], np.int64)[kept],
-            level=np.array([trials.level.get(trial, -1) for trial in self.group], np.int64)[kept],
-            loop=np.array(self.loop, np.int64)[kept],
-        )
-
-
-def server_of(call: ToolCall) -> str:
-    """The name of the server of a call: its MCP server's, else the tool's own."""
-    return f"{call.server}/*" if call.server else call.name
-
-
-def refused(call: ToolCall) -> bool:
-    """Whether the server refused it for its load."""
-    return call.error_type in LOAD_ERRORS or call.error_type == "busy"
-
-
 def fit_run(
     run: Run,
     records: Iterable[LoopRecord],
@@ -193,24 +122,24 @@ def fit_run(
     """
     given = [(place, record) for place, record in enumerate(records) if record.ended_ns >= record.started_ns]
     every = [record for _, record in given]
-    tools: dict[str, _Rows] = {}
-    model = _Rows()
+    tools: dict[str, Requests] = {}
+    model = Requests()
     rows_of_calls: dict[tuple[int, int, int], int] = {}
     rows_of_rounds: dict[tuple[int, int], int] = {}
     for number, record in enumerate(every):
         group = -1 if record.trial is None else record.trial
         for place, round_ in enumerate(record.rounds):
-            row = _add_request(model, round_.model, group, number)
+            row = add_request(model, round_.model, group, number)
             if row is not None:
                 rows_of_rounds[number, place] = row
             for position, call in enumerate(round_.tool_calls):
                 if call.started_ns is None or not call.ended or call.status == "cancelled":
                     continue
-                rows = tools.setdefault(server_of(call), _Rows())
+                rows = tools.setdefault(server_of(call), Requests())
                 rows.tools[call.name] = None
-                rows_of_calls[number, place, position] = _add_call(rows, call, group, number)
+                rows_of_calls[number, place, position] = add_call(rows, call, group, number)
     fits, services = [], {}
-    trials = _Trials.of(run)
+    trials = TrialPlaces.of(run)
     for name, rows in sorted(tools.items()):
         fit, service = _fit_server(name, tuple(rows.tools), rows, trials, seed)
         fits.append(fit)
@@ -239,15 +168,15 @@ def fit_run(
         pace=pace,
         model_pace=model_pace,
     )
-    stand_ins = _StandIns(services, tools, random.Random(f"{seed}/fill"))
+    stand_ins = StandIns(services, tools, random.Random(f"{seed}/fill"))
     loops: list[LoopWork] = []
     places: list[int] = []
     lost: Counter[str] = Counter()
     clusters: dict[object, int] = {}
-    fitted_model = _Model(model, model_service)
-    survival = _survival(every)
+    fitted_model = ModelServices(model, model_service)
+    survival = survival_of(every)
     for number, record in enumerate(every):
-        why = _unusable(record)
+        why = unusable(record)
         if why is not None:
             if why:
                 lost[why] += 1
@@ -261,13 +190,16 @@ def fit_run(
                 filled = took < 0
                 if filled:  # it was refused, so what it would have taken is not known
                     took = stand_ins.service(server_of(call), number)
-                released = _released(call, round_)
                 failed = call.status != "ok" and not refused(call)
-                client_ns = 0 if filled else min(took, _client_ns(call))
-                calls.append(CallWork(place_of.get(call.name, 0), took, failed, released, filled, client_ns))
+                client_ns = 0 if filled else min(took, client_ns_of(call))
+                calls.append(
+                    CallWork(
+                        place_of.get(call.name, 0), took, failed, released_ns(call, round_), filled, client_ns
+                    )
+                )
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
-            rounds.append(_round(round_, tuple(calls), fitted_model.service(round_.model, row), after))
+            rounds.append(round_work(round_, tuple(calls), fitted_model.service(round_.model, row), after))
         key = (record.number, record.process if record.number is None else "")
         cluster = clusters.setdefault(key if record.number is not None else number, len(clusters))
         places.append(given[number][0])
@@ -315,43 +247,8 @@ def fit_run(
     )
 
 
-def _released(call: ToolCall, round_: RoundRecord) -> int:
-    """The ns from the start of the tool phase until the call was handed to the strategy.
-
-    At once where another program's recording does not tell when: by then the reply had asked for it.
-    """
-    if "queued_ns" in call.unknown or round_.tools_started_ns is None:
-        return 0
-    return max(0, call.queued_ns - round_.tools_started_ns)
-
-
-def _add_request(rows: _Rows, model: ModelCall, group: int, loop: int) -> int | None:
-    """The row of the attempt that got the reply; None where none did."""
-    if not model.asked:
-        return None
-    last = None
-    for attempt in model.attempts:
-        turned_away = attempt.status in LOAD_STATUSES
-        row = rows.add(attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns)
-        last = None if turned_away else row
-    if not model.attempts and model.latency_ns is not None and model.status == "ok":
-        last = rows.add(model.started_ns + model.limiter_wait_ns, model.ended_ns, False, group, loop, None)
-    return last
-
-
-def _add_call(rows: _Rows, call: ToolCall, group: int, loop: int) -> int:
-    row = -1
-    for attempt in call.attempts:
-        turned_away = attempt.error_type in LOAD_ERRORS
-        row = rows.add(attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns)
-    if not call.attempts:
-        assert call.started_ns is not None
-        row = rows.add(call.started_ns, call.ended_ns, refused(call), group, loop, None)
-    return row
-
-
 def _fit_server(
-    name: str, tools: tuple[str, ...], rows: _Rows, trials: _Trials, seed: int
+    name: str, tools: tuple[str, ...], rows: Requests, trials: TrialPlaces, seed: int
 ) -> tuple[ServerFit, Ints]:
     calls = rows.calls(trials)
     finding = identify(calls, seed=seed)
@@ -378,7 +275,7 @@ def _fit_server(
     return fit, services
 
 
-def _take_out_pace(servers: Sequence[tuple[_Rows, Ints]]) -> Pace | None:
+def _take_out_pace(servers: Sequence[tuple[Requests, Ints]]) -> Pace | None:
     """The pace of these servers together, which is taken out of their services in place."""
     parts, known = [], []
     for rows, service in servers:
@@ -417,119 +314,3 @@ def _most(calls: Calls) -> int:
 
 def _server(fit: ServerFit) -> Server:
     return Server(fit.name, fit.finding.rule, fit.refusal_ns, fit.retry_after_ns)
-
-
-class _StandIns:
-    """Services for calls that were refused: those of other calls of the server, of loops about as slow.
-
-    So that what is common to the calls of a loop stays common to them. How slow a loop is, is the mean of the
-    logarithms of its other services over the typical one of their server; the stand-in is one of `NEAR` whose
-    loops are nearest in that.
-    """
-
-    def __init__(self, services: dict[str, Ints], rows: dict[str, _Rows], draw: random.Random) -> None:
-        self._draw = draw
-        logs: dict[str, NDArray[np.float64]] = {}
-        sums: dict[int, float] = defaultdict(float)
-        counts: Counter[int] = Counter()
-        for name, service in services.items():
-            known = np.flatnonzero(service > 0)
-            log = np.log(service[known] / max(1.0, float(np.median(service[known])))) if known.size else known
-            logs[name] = log.astype(float)
-            loops = np.array(rows[name].loop, np.int64)[known]
-            for loop, value in zip(loops.tolist(), logs[name].tolist(), strict=True):
-                sums[loop] += value
-                counts[loop] += 1
-        self._slow = {loop: total / counts[loop] for loop, total in sums.items()}
-        self._pools: dict[str, tuple[NDArray[np.float64], Ints]] = {}
-        for name, service in services.items():
-            known = np.flatnonzero(service > 0)
-            loops = np.array(rows[name].loop, np.int64)[known].tolist()
-            # Of each the slowness of its loop without itself.
-            rest = np.array(
-                [
-                    (sums[loop] - value) / (counts[loop] - 1) if counts[loop] > 1 else 0.0
-                    for loop, value in zip(loops, logs[name].tolist(), strict=True)
-                ]
-            )
-            order = np.argsort(rest, kind="stable")
-            self._pools[name] = (rest[order], service[known][order])
-
-    def service(self, server: str, loop: int) -> int:
-        """The ns that stand for a refused call of this loop; 0 where no call of the server was taken."""
-        rest, service = self._pools.get(server, (np.empty(0), np.empty(0, np.int64)))
-        if not service.size:
-            return 0
-        slow = self._slow.get(loop)
-        if slow is None:
-            return int(service[self._draw.randrange(service.size)])
-        place = int(np.searchsorted(rest, slow)) - NEAR // 2 + self._draw.randrange(NEAR)
-        return int(service[min(max(place, 0), service.size - 1)])
-
-
-class _Model:
-    """The model's requests: what the server took for each, free of waiting."""
-
-    def __init__(self, rows: _Rows, service: Ints) -> None:
-        self._rows = rows
-        self._service = service
-
-    def service(self, model: ModelCall, row: int | None) -> int:
-        """The time of the request that got the reply, with what the client did beside."""
-        if row is None:
-            return max(0, model.duration_ns - model.limiter_wait_ns)
-        took = self._rows.ended[row] - self._rows.started[row]
-        before = self._rows.started[row] - model.started_ns if len(model.attempts) < 2 else 0
-        beside = max(0, model.ended_ns - self._rows.ended[row]) + max(0, before - model.limiter_wait_ns)
-        service = int(self._service[row])
-        return (took if service < 0 else service) + beside
-
-
-def _round(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, after_ns: int) -> RoundWork:
-    model = round_.model
-    began = model.attempts[-1].started_ns if model.attempts else model.started_ns + model.limiter_wait_ns
-    token = 0 if model.first_token_ns is None else max(0, min(service_ns, model.first_token_ns - began))
-    handed = round_.tools_started_ns if calls else None
-    last = max((call.ended_ns for call in round_.tool_calls), default=model.ended_ns)
-    return RoundWork(
-        service_ns=service_ns,
-        calls=calls,
-        parse_ns=0 if handed is None else max(0, handed - model.ended_ns),
-        collect_ns=max(0, max(after_ns, round_.ended_ns) - (last if calls else model.ended_ns)),
-        first_token_ns=token,
-        input_tokens=model.limited_input_tokens or 0,
-        output_tokens=model.output_tokens or 0,
-        client_ns=min(service_ns, _client_ns(model)),
-    )
-
-
-def _client_ns(request: ModelCall | ToolCall) -> int:
-    """The client's own part: an end comes at any time of a busy period, so that half of that is the mean."""
-    return request.sending_ns + request.late_ns // 2
-
-
-def _unusable(record: LoopRecord) -> str | None:
-    """Why a loop says nothing about the work, in words; empty for one that is part of another's."""
-    if record.nested:
-        return ""
-    if not record.rounds or record.rounds_dropped:
-        return "not recorded whole"
-    if record.status == "cancelled" or record.error_type in ("loop_timeout", "cancelled"):
-        return "cut off"
-    if record.status != "ok" and any(refusal for refusal in record.rounds[-1].model.refusals):
-        return BY_QUOTA
-    return None
-
-
-def _survival(records: Sequence[LoopRecord]) -> dict[int | None, float]:
-    """By trial, the share of model requests that did not end their loop by a refusal.
-
-    Longer loops are lost more often: one of n requests is kept with this share to the power of n.
-    """
-    asked: dict[int | None, int] = defaultdict(int)
-    lost: dict[int | None, int] = defaultdict(int)
-    for record in records:
-        asked[record.trial] += len(record.rounds)
-        if record.status == "error" and record.rounds and record.rounds[-1].model.refusals:
-            lost[record.trial] += record.rounds[-1].model.status == "error"
-    return {trial: max(0.5, 1.0 - lost[trial] / count) for trial, count in asked.items() if count}

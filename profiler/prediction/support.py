@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from profiler.limits.spec import Rule as LimitRule
-from profiler.prediction.fitting import BY_QUOTA, Fitted, ServerFit
+from profiler.prediction.fitting import Fitted, ServerFit
+from profiler.prediction.loops import BY_QUOTA
 from profiler.prediction.servers.queueing import MARGIN
 from profiler.prediction.simulation.load import SimulatedLoad
 from profiler.prediction.simulation.servers import ServerUse

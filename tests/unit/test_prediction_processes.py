@@ -6,20 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.virtual_world import Tool, World, record
 from profiler.prediction.fitting import fit_run
 from profiler.prediction.predict import Question
 from profiler.prediction.processes import Predictor, Settings, check_run
 from profiler.prediction.simulation.load import SimulatedLoad, Trials
 from profiler.strategies import parse_strategy
+from tests.virtual_servers import Server, World, record
 
 SETTINGS = Settings(replicates=3, seed=5)
 
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_bytes() -> None:
-    world = World({"search": Tool(0.4, "queue", 4), "fetch": Tool(0.2)})
-    recorded = record(world, ("gathered", "sequential"), (2, 6, 10), blocks=2, seconds=20.0, seed=3)
+    world = World({"search": Server(0.4, "queue", 4), "fetch": Server(0.2)})
+    made = record(world, "gathered,sequential", (2, 6, 10), blocks=2, seconds=20.0, seed=3)
+    recorded = (made.run, made.records)
     questions = [
         Question(parse_strategy(spec), SimulatedLoad(6), Trials(10.0, 2))
         for spec in ("gathered", "semaphore:3", "adaptive")

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from profiler.errors import RecordError
-from profiler.prediction.fitting import _Rows, _Trials, fit_run
+from profiler.prediction.fitting import fit_run
+from profiler.prediction.requests import Requests, TrialPlaces
 from profiler.prediction.scenario.columns import scores
 from profiler.prediction.scenario.fit import GRIDS, SCHEMA, Counts, Fit, decode, encode
 from profiler.prediction.scenario.parts import counts, fit_of, table
@@ -267,10 +268,10 @@ def test_trials_of_the_same_strategy_and_users_are_one_level():
         Trial(1, 0, "sequential", 4, 2, 3, 3),
         Trial(2, 1, "gathered", 4, 4, 5, 5),
     )
-    rows = _Rows()
+    rows = Requests()
     for trial in (0, 1, 2, -1):
         rows.add(trial, trial + 1, False, trial, 7 + trial, None)
-    calls = rows.calls(_Trials.of(replace(run_of(1), trials=trials)))
+    calls = rows.calls(TrialPlaces.of(replace(run_of(1), trials=trials)))
     columns = [
         None if column is None else column.tolist() for column in (calls.block, calls.level, calls.loop)
     ]

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.prediction.fitting import LOAD_STATUSES, MODEL, Fitted, ServerFit, refused, server_of
+from profiler.prediction.fitting import MODEL, Fitted, ServerFit
 from profiler.prediction.quotas.finding import QuotaFinding
 from profiler.prediction.quotas.fit import fit_quotas
+from profiler.prediction.requests import LOAD_STATUSES, refused, server_of
 from profiler.prediction.scenario.columns import ENOUGH, SHOWS, CallColumns, Floats, ReplyColumns, common_of
 from profiler.prediction.scenario.fit import (
     GRIDS,
