@@ -74,7 +74,7 @@ def test_tune_elsewhere_asks_first_and_its_exit_code_says_what_ended_it(
     assert main([*ELSEWHERE, *arguments]) == code
     said = capsys.readouterr()
     assert said.err.startswith(
-        "plan: a search of up to 300 s with 20 agents on https://api.example.com (gpt-4o)\n"
+        "plan: a search of up to 150 s with 20 agents on https://api.example.com (gpt-4o)\n"
     )
     assert "  --max-cost 1 will end it after about " in said.err
     assert ("start? [y/N]" in said.err) == ("--yes" not in arguments)
