@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from profiler.prediction.fitting import Fitted
     from profiler.prediction.predict import Predicted
     from profiler.prediction.processes import Predictor, Settings
-    from profiler.records import LoopRecord
     from profiler.rundir import Load, Run, RunDirectory
     from profiler.strategies import StrategySpec
 
@@ -152,6 +151,7 @@ def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -
     from profiler.prediction.fitting import fit_run
     from profiler.prediction.processes import Predictor, cores
     from profiler.prediction.quotas.given import given_quota, given_words
+    from profiler.prediction.support import invalid_of
     from profiler.report.prediction import render_prediction
     from profiler.report.terminal import use_color
 
@@ -199,6 +199,7 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
     import orjson
 
     from profiler.prediction.processes import check_run, cores
+    from profiler.prediction.support import invalid_of
     from profiler.report.prediction import render_check
     from profiler.report.terminal import use_color
 
@@ -224,17 +225,6 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
         if not arguments.json:
             show(f"kept in {directory.prediction_path}; profiler report {arguments.run} shows it\n")
     return complain(Ending(missed=not any(cell.figures for cell in found.cells)))
-
-
-def invalid_of(run: Run, records: list[LoopRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(why nothing of the run is to be trusted, what of it is not): its figures may describe the client."""
-    from profiler.statistics.summary import summarise_table
-    from profiler.statistics.table import tabulate
-
-    summary = summarise_table(run, tabulate(records))
-    said = tuple(one.sentence for one in summary.warnings if one.invalid)
-    valid = [one.valid for one in summary.every_strategy]
-    return (said, ()) if said and not any(valid) else ((), said)
 
 
 def settings_of(arguments: argparse.Namespace, run: Run) -> Settings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from profiler.limits.spec import Rule as LimitRule
 from profiler.prediction.fitting import Fitted, ServerFit
@@ -17,7 +17,10 @@ from profiler.prediction.loops import BY_QUOTA
 from profiler.prediction.servers.queueing import MARGIN
 from profiler.prediction.simulation.load import SimulatedLoad
 from profiler.prediction.simulation.servers import ServerUse
-from profiler.records import NO_MODEL
+from profiler.records import NO_MODEL, LoopRecord
+from profiler.rundir import Run
+from profiler.statistics.summary import summarise_table
+from profiler.statistics.table import tabulate
 from profiler.strategies import StrategySpec
 
 FEWEST_LOOPS = 150
@@ -108,6 +111,14 @@ def of_recording(fitted: Fitted) -> tuple[str, ...]:
             "not predicted"
         )
     return tuple(reasons)
+
+
+def invalid_of(run: Run, records: Iterable[LoopRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(why nothing of the run is to be trusted, what of it is not): its figures may describe the client."""
+    summary = summarise_table(run, tabulate(records))
+    said = tuple(one.sentence for one in summary.warnings if one.invalid)
+    valid = [one.valid for one in summary.every_strategy]
+    return (said, ()) if said and not any(valid) else ((), said)
 
 
 def of_question(fitted: Fitted, strategy: StrategySpec) -> tuple[str, ...]:

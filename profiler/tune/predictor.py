@@ -13,10 +13,9 @@ from profiler.prediction.fitting import Fitted, ServerFit, fit_run
 from profiler.prediction.predict import Question
 from profiler.prediction.processes import Predictor, Settings, cores
 from profiler.prediction.simulation.load import SimulatedLoad, Trials
-from profiler.prediction.support import of_question, of_recording
+from profiler.prediction.support import invalid_of, of_question, of_recording
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
-from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategy
 from profiler.tune.asked import Search
 from profiler.tune.candidates import Candidate
@@ -152,13 +151,8 @@ class SpacePredictor:
 
     def _fit(self, parts: Sequence[RunDirectory]) -> Fitted:
         run, records = merged([(one.load(), one.records()) for one in parts])
-        invalid = [
-            caveat.sentence
-            for directory in parts
-            for caveat in summarise_directory(directory).warnings
-            if caveat.invalid
-        ]
-        return fit_run(run, records, seed=self._search.load.seed, invalid=tuple(dict.fromkeys(invalid)))
+        invalid, _ = invalid_of(run, records)
+        return fit_run(run, records, seed=self._search.load.seed, invalid=invalid)
 
     def _predict(self, fitted: Fitted, seconds: float, began: float) -> dict[str, Scored]:
         search = self._search

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from profiler.load.options import LoadOptions
 from profiler.over import parse_over
+from profiler.prediction import support
 from profiler.prediction.servers.calls import Rule
-from profiler.rundir import RunDirectory
+from profiler.rundir import Run, RunDirectory
 from profiler.tune.answer import Answer, render
 from profiler.tune.asked import Search
 from profiler.tune.predictor import PredictedSpace, Seen, SpacePredictor, with_likely
@@ -213,3 +216,26 @@ def test_rule_that_is_likely_is_taken_for_known_and_said() -> None:
     found, assumed = with_likely(fit)
     assert [one.finding.identified for one in found.servers] == [True, False, True]
     assert assumed == ("a: queue it is",)
+
+
+def test_figures_of_the_client_refuse_a_prediction_only_where_none_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first look one load may be the machine's, as calls refused in 2 ms are: the others tell enough."""
+    run, records = recorded((1, 2, 4), ("gathered",), blocks=6)
+    asked = Search(LoadOptions(scenario="crowded"), 2, over=parse_over("semaphore=1..8"), budget=60.0)
+    for invalid, refused in (({4}, False), ({1, 2, 4}, True)):
+        monkeypatch.setattr(support, "summarise_table", lambda run, table, of=invalid: Summarised(run, of))
+        with SpacePredictor(asked, clock=lambda: 0.0, processes=1) as predictor:
+            space = predictor.predict_space([directory(tmp_path, run, records)], Seen(0.1, 4, 2), 6.0)
+        assert (space.refused == "busy") == refused
+
+
+class Summarised:
+    """A summary in which the loads of these numbers of agents are invalid."""
+
+    def __init__(self, run: Run, invalid: set[int]) -> None:
+        self.warnings = [SimpleNamespace(invalid=True, sentence="busy")]
+        self.every_strategy = [
+            SimpleNamespace(valid=users not in invalid) for users in {one.users for one in run.trials}
+        ]
