@@ -43,19 +43,30 @@ class Requests:
         self.group: list[int] = []
         self.loop: list[int] = []
         self.retry_after: list[int] = []
+        self.sending: list[int] = []
+        self.late: list[int] = []
         self.tools: dict[str, None] = {}
         self.counted: NDArray[np.bool_] | None = None
 
     def add(
-        self, started: int, ended: int, refused: bool, group: int, loop: int, retry_after: int | None
+        self,
+        started: int,
+        ended: int,
+        refused: bool,
+        group: int,
+        loop: int,
+        retry_after: int | None,
+        request: ModelCall | ToolCall,
     ) -> int:
-        """The row's number."""
+        """The row's number; it is an attempt of `request`, or all of it."""
         self.started.append(started)
         self.ended.append(ended)
         self.refused.append(refused)
         self.group.append(group)
         self.loop.append(loop)
         self.retry_after.append(-1 if retry_after is None else retry_after)
+        self.sending.append(request.sending_ns)
+        self.late.append(request.late_ns)
         return len(self.started) - 1
 
     def without_refusals(self) -> None:
@@ -73,6 +84,8 @@ class Requests:
             block=np.array([trials.block.get(trial, -1) for trial in self.group], np.int64)[kept],
             level=np.array([trials.level.get(trial, -1) for trial in self.group], np.int64)[kept],
             loop=np.array(self.loop, np.int64)[kept],
+            sending=np.array(self.sending, np.int64)[kept],
+            late=np.array(self.late, np.int64)[kept],
         )
 
 
@@ -93,10 +106,14 @@ def add_request(rows: Requests, model: ModelCall, group: int, loop: int) -> int 
     last = None
     for attempt in model.attempts:
         turned_away = attempt.status in LOAD_STATUSES
-        row = rows.add(attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns)
+        row = rows.add(
+            attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns, model
+        )
         last = None if turned_away else row
     if not model.attempts and model.latency_ns is not None and model.status == "ok":
-        last = rows.add(model.started_ns + model.limiter_wait_ns, model.ended_ns, False, group, loop, None)
+        last = rows.add(
+            model.started_ns + model.limiter_wait_ns, model.ended_ns, False, group, loop, None, model
+        )
     return last
 
 
@@ -104,8 +121,10 @@ def add_call(rows: Requests, call: ToolCall, group: int, loop: int) -> int:
     row = -1
     for attempt in call.attempts:
         turned_away = attempt.error_type in LOAD_ERRORS
-        row = rows.add(attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns)
+        row = rows.add(
+            attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns, call
+        )
     if not call.attempts:
         assert call.started_ns is not None
-        row = rows.add(call.started_ns, call.ended_ns, refused(call), group, loop, None)
+        row = rows.add(call.started_ns, call.ended_ns, refused(call), group, loop, None, call)
     return row

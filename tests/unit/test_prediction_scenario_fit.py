@@ -262,6 +262,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
+CALL = call(0, "a", 1.0, sending_ns=3, late_ns=5)
+
+
 def test_trials_of_the_same_strategy_and_users_are_one_level():
     trials = (
         Trial(0, 0, "gathered", 4, 0, 1, 1),
@@ -270,9 +273,11 @@ def test_trials_of_the_same_strategy_and_users_are_one_level():
     )
     rows = Requests()
     for trial in (0, 1, 2, -1):
-        rows.add(trial, trial + 1, False, trial, 7 + trial, None)
+        rows.add(trial, trial + 1, False, trial, 7 + trial, None, CALL)
     calls = rows.calls(TrialPlaces.of(replace(run_of(1), trials=trials)))
     columns = [
         None if column is None else column.tolist() for column in (calls.block, calls.level, calls.loop)
     ]
     assert columns == [[0, 0, 1, -1], [0, 1, 0, -1], [7, 8, 9, 6]]
+    assert (calls.sending is None, calls.late is None) == (False, False)
+    assert (calls.sending.tolist(), calls.late.tolist()) == ([3] * 4, [5] * 4)

@@ -48,6 +48,8 @@ class Calls:
     `block` and `level` of a row's trial, -1 where they are not known: trials of one level ran the same
     strategy with the same number of users, so that slow drift over the blocks is told from load. `loop` is
     the loop that a row is of: what is common to the calls of a loop is told from load by those of others.
+    `sending` and `late` are the ns by which a busy client may have sent a row later, and seen its end later,
+    than its times say; None: not at all.
     """
 
     started: Ints
@@ -58,10 +60,12 @@ class Calls:
     block: Ints | None = None
     level: Ints | None = None
     loop: Ints | None = None
+    sending: Ints | None = None
+    late: Ints | None = None
 
     def chosen(self, rows: Ints | Bools) -> Calls:
         """These rows of it, in this order."""
-        optional = (self.retry_after, self.block, self.level, self.loop)
+        optional = (self.retry_after, self.block, self.level, self.loop, self.sending, self.late)
         return Calls(
             self.started[rows],
             self.ended[rows],

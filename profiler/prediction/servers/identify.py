@@ -94,9 +94,8 @@ def _together(waits: Waiting, refuses: Refusing, seen: tuple[float, float], refu
             sentence = words if identified and not warnings else f"{words}; {sentence}"
         else:
             sentence += f"; {words}"
-    if refuses.words:
-        warnings = (*warnings, refuses.words)
-        identified = identified and refuses.known
+    if not refuses.known:  # the reason why nothing is, so first
+        identified, sentence = False, f"{refuses.words}; {sentence}"
     if waits.until is not None and rule.kind in ("none", "rate"):
         seen = (min(seen[0], waits.until), min(seen[1], waits.until))
     return Finding(rule, identified, seen, capacities, sentence, warnings)

@@ -10,11 +10,11 @@ taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler.prediction.servers.calls import Bools, Calls, Floats, Ints
+from profiler.prediction.servers.calls import Bools, Calls, Floats, Ints, in_flight
 
 UNEVEN_NS = 3_000_000
 """How much earlier or later than the client a server may see a call come or go: network and busy client."""
@@ -63,16 +63,18 @@ class Rate:
 def bounds_in_flight(calls: Calls) -> tuple[Ints, Ints]:
     """The fewest and the most other calls that the server may have had when each row arrived."""
     taken = ~calls.refused
-    started, ended = np.sort(calls.started[taken]), np.sort(calls.ended[taken])
-    arrived = calls.started
+    sending = 0 if calls.sending is None else calls.sending
+    late = 0 if calls.late is None else calls.late
+    # A busy client sent a call later than it meant to, and saw its end later than that was.
+    sent, left = calls.started + sending, np.maximum(calls.started, calls.ended - late)
 
-    def under_way(begun_by: Ints, ended_by: Ints) -> Ints:
-        begun = np.searchsorted(started, begun_by, side="right")
-        return (begun - np.searchsorted(ended, ended_by, side="right")).astype(np.int64)
+    def under_way(begun: Ints, ended: Ints, begun_by: Ints, ended_by: Ints) -> Ints:
+        before = np.searchsorted(np.sort(begun[taken]), begun_by, side="right")
+        return (before - np.searchsorted(np.sort(ended[taken]), ended_by, side="right")).astype(np.int64)
 
     # The row itself is among those that began by now; not among those that began well before.
-    fewest = under_way(arrived - UNEVEN_NS, arrived + UNEVEN_NS)
-    most = under_way(arrived + UNEVEN_NS, arrived - 1) - taken
+    fewest = under_way(sent, left, calls.started - UNEVEN_NS, sent + UNEVEN_NS)
+    most = under_way(calls.started, calls.ended, sent + UNEVEN_NS, calls.started - 1) - taken
     return np.maximum(0, fewest), np.maximum(0, most)
 
 
@@ -85,6 +87,9 @@ def threshold(calls: Calls, others: Ints) -> Threshold | None:
     if refused.sum() < FEWEST or not taken.any():
         return None
     fewest, most = bounds_in_flight(calls)
+    if calls.late is not None:
+        # An end comes at any time of the client's busy period: half of that is the mean.
+        others = in_flight(replace(calls, ended=np.maximum(calls.started, calls.ended - calls.late // 2)))
     candidates = np.arange(1, int(most[refused].max()) + 1)
     if not candidates.size:
         return None
