@@ -99,11 +99,8 @@ def predict(
     load = question.load
     if load.arrivals is None:
         first = _run(fitted, loops, question, replace(load, spread_seconds=0.0), f"{seed}/first")
-        walls = [
-            end - start for one in first.trials for start, end in zip(one.started, one.ended, strict=True)
-        ]
-        mean = float(np.mean(walls)) / 1e9 if walls else question.trials.seconds
-        load = replace(load, spread_seconds=min(mean, LONGEST_SPREAD * question.trials.seconds))
+        spread = min(_cycle_seconds(first, load.users), LONGEST_SPREAD * question.trials.seconds)
+        load = replace(load, spread_seconds=spread)
     runs = [_run(fitted, loops, question, load, f"{seed}/0")]
     began = sum(len(one.due) for one in runs[0].trials)
     rate = began / sum(load.spread_seconds + one.seconds for one in runs[0].trials)
@@ -126,6 +123,18 @@ def predict(
     if fitted.calls < FEWEST_FOR_P99:
         figures.pop("p99", None)
     return Predicted(question, figures, (), warnings, runs[0].servers, tuple(found))
+
+
+def _cycle_seconds(run: Simulated, users: int) -> float:
+    """What an agent takes from the start of a loop to that of the next, its pauses too, by Little's law.
+
+    Half of the drain counts, in which agents end one by one. A test lets its agents start within this time.
+    """
+    loops = sum(len(one.due) for one in run.trials)
+    ends = [one.started_ns + int(one.seconds * 1e9) for one in run.trials]
+    drains = [max([0, *(at - end for at in one.ended)]) for one, end in zip(run.trials, ends, strict=True)]
+    seconds = sum(one.seconds for one in run.trials) + sum(drains) / 2e9
+    return users * seconds / loops if loops else seconds
 
 
 def _run(

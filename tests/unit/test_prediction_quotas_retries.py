@@ -114,9 +114,21 @@ def sdk_calls(
 @pytest.mark.parametrize("late_ns", [0, 20_000_000, 130_000_000])
 def test_waits_of_the_sdk_agree_with_its_rule_though_its_client_is_late(late_ns: int) -> None:
     found = observed_retries(sdk_calls(OPENAI, late_ns=late_ns))
-    assert found.rule == OPENAI
+    assert found.rule is not None
+    assert replace(found.rule, late_ns=0) == OPENAI
+    assert found.rule.late_ns == pytest.approx(late_ns / 2, rel=0.3)
     assert (found.waits, found.seen, found.exhausted, found.words) == (60, 2, True, "")
     assert found.agreeing >= 58
+
+
+def test_retry_that_was_asked_to_wait_comes_as_late_as_the_client_was() -> None:
+    rule = replace(OPENAI, late_ns=4_000_000)
+    assert [rule.delay_ns(1, SECOND, Drawn(drawn)) - SECOND for drawn in (0.0, 0.5, 1.0)] == [
+        2_000_000,
+        4_000_000,
+        6_000_000,
+    ]
+    assert rule.delay_ns(1, None, Drawn(0.0)) == SECOND // 2  # a backoff is half a second or more
 
 
 def test_number_of_retries_is_the_one_that_requests_were_given_up_after() -> None:

@@ -28,6 +28,8 @@ class RetryRule:
 
     `base_ns` is the first backoff, doubled with each attempt up to `cap_ns`, of which `jitter` at most is
     left out at random. `most_asked_ns`: a Retry-After above it is not waited for, the request fails.
+    `late_ns`: how much longer than a Retry-After asks the client takes, at the median. Where a quota is used
+    up, its next request goes to whoever comes in these milliseconds.
     """
 
     name: str
@@ -36,6 +38,7 @@ class RetryRule:
     cap_ns: int = 8 * SECOND_NS
     jitter: float = 0.25
     most_asked_ns: int | None = None
+    late_ns: int = 0
 
     def again(self, attempt: int, status: int | None, retry_after_ns: int | None = None) -> bool:
         """Whether there is another attempt after this one; `status` None: no response came."""
@@ -53,7 +56,7 @@ class RetryRule:
     def delay_ns(self, attempt: int, retry_after_ns: int | None, random: Random) -> int:
         """Nanoseconds from the end of an attempt to the next one."""
         if retry_after_ns:
-            return retry_after_ns
+            return retry_after_ns + (round(self.late_ns * (0.5 + random.random())) if self.late_ns else 0)
         longest = self.backoff_ns(attempt)[1]
         return round(longest * (1 - self.jitter * random.random()))
 
@@ -102,6 +105,7 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
     rule: RetryRule | None = None
     seen = unseen = 0
     waited: list[tuple[int, int, int]] = []
+    lates: list[int] = []
     given_up: set[int] = set()
     for call in calls:
         if not call.asked:
@@ -118,6 +122,8 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
             given_up.add(len(call.attempts) - 1)
         for n, (one, after) in enumerate(pairwise(call.attempts), start=1):
             asked_ns = one.retry_after_ns
+            if asked_ns:
+                lates.append(after.started_ns - one.ended_ns - asked_ns)
             waited.append(
                 (after.started_ns - one.ended_ns, *((asked_ns, asked_ns) if asked_ns else rule.backoff_ns(n)))
             )
@@ -142,7 +148,8 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
             words = f"no request was given up: {count} retries are taken, the {rule.name} SDK's default"
             if seen > rule.retries:
                 words = f"no request was given up: {count} retries are taken, the most that were seen"
-    return replace(found, rule=replace(rule, retries=count), words=words)
+    late_ns = max(0, int(median(lates))) if lates else 0
+    return replace(found, rule=replace(rule, retries=count, late_ns=late_ns), words=words)
 
 
 def _agreeing(waited: list[tuple[int, int, int]]) -> int:
