@@ -7,14 +7,13 @@ thousands of loops take seconds. `record` makes the recording, or the truth.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from profiler import ToolLoop, tool
@@ -22,6 +21,7 @@ from profiler.arrivals import Arrivals
 from profiler.errors import ProviderError
 from profiler.load.context import LoopPosition
 from profiler.load.messages import Begin
+from profiler.load.runners import BuiltInAgent
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Probe, Reply, RequestOptions, ToolResult
 from profiler.loop.tools import Tool
@@ -297,19 +297,14 @@ class _Agent:
             self.running.tools,
             self.strategy,
             clock=self.clock,
-            sinks=[self.records.append],
+            sinks=[self._keep],
         )
-        with contextlib.suppress(ProviderError):  # it is in the record
-            result = await loop.run(
-                "go",
-                agent=position.agent,
-                number=position.number if self.running.world.tape else None,
-                trial=position.trial,
-                process=position.process,
-                intended_ns=position.intended_ns,
-            )
-            return result.record.good
-        return False
+        # As `compare` runs it: what it returns decides about the pause before the next loop.
+        return await BuiltInAgent(loop, "go").run(position)
+
+    def _keep(self, record: LoopRecord) -> None:
+        """A number is that of work, and without a tape each loop has its own."""
+        self.records.append(record if self.running.world.tape else replace(record, number=None))
 
     async def close(self) -> None:
         """There is nothing to close."""

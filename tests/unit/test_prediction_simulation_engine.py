@@ -16,6 +16,7 @@ from profiler import ToolLoop, tool
 from profiler.arrivals import Arrivals
 from profiler.load.context import LoopPosition
 from profiler.load.messages import Begin
+from profiler.load.runners import BuiltInAgent
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Reply
 from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding
@@ -163,10 +164,7 @@ class Runner:
         loop = ToolLoop(
             TapeModel(work), self.tools, self.strategy, clock=self.clock, sinks=[self.records.append]
         )
-        result = await loop.run(
-            "go", agent=position.agent, number=position.number, intended_ns=position.intended_ns
-        )
-        return result.record.good
+        return await BuiltInAgent(loop, "go").run(position)
 
     async def close(self) -> None:
         pass

@@ -216,7 +216,7 @@ class Loop:
         simulation = self.simulation
         simulation.under_way.discard(self)
         simulation.note(self, ok)
-        self.agent.ended(self, ok and self.good)
+        self.agent.ended(self, ok)  # one with a failed call came to its end: no pause follows
 
 
 class Agent:

@@ -40,7 +40,7 @@ class Chain:
 
     `process` is the place of its process. `times_ns`: in a closed load the pause before each loop (of the
     first: from the start of the trial); in an open one when each is due, from the start of the trial. `well`:
-    whether it ended well in the recording, which decides whether the pause after it was that of a failure.
+    whether it came to an answer in the recording: else the pause after it was that of a failure.
     """
 
     process: int

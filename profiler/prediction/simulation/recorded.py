@@ -124,7 +124,7 @@ def _open_chains(kept: _Kept, processes: Sequence[str], begun: int) -> list[Chai
 
 def _chain(process: str, mine: _Kept, times: tuple[int, ...], processes: Sequence[str]) -> Chain:
     loops = tuple(work for _, work in mine)
-    return Chain(processes.index(process), loops, times, tuple(record.good for record, _ in mine))
+    return Chain(processes.index(process), loops, times, tuple(record.status == "ok" for record, _ in mine))
 
 
 def _slots(run: Run, records: Sequence[LoopRecord], processes: Sequence[str]) -> tuple[int, ...]:
