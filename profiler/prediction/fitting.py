@@ -27,7 +27,7 @@ from profiler.prediction.quotas.finding import QuotaFinding
 from profiler.prediction.quotas.fit import fit_quotas
 from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries
 from profiler.prediction.requests import Requests, TrialPlaces, add_call, add_request, refused, server_of
-from profiler.prediction.servers.calls import Calls, in_flight, service_times
+from profiler.prediction.servers.calls import Calls, Rule, in_flight, service_times
 from profiler.prediction.servers.identify import Finding, identify
 from profiler.prediction.servers.pace import Pace, Services, joined, pace_of, without
 from profiler.prediction.simulation.work import CallWork, LoopWork, Server, System
@@ -144,6 +144,9 @@ def fit_run(
         fit, service = _fit_server(name, tuple(rows.tools), rows, trials, seed)
         fits.append(fit)
         services[name] = service
+    reached = {tool for fit in fits for tool in fit.tools}
+    asked_for = {call.name for record in every for call in record.tool_calls}
+    fits += [_unreached(name) for name in sorted(asked_for - reached)]
     requests = [round_.model for record in every for round_ in record.rounds if round_.model.asked]
     quota = fit_quotas(requests)
     if quota.limits and quota.unexplained <= UNEXPLAINED * max(1, quota.refused):
@@ -151,7 +154,7 @@ def fit_run(
     of_model, model_service = _fit_server(MODEL, (), model, trials, seed)
     pace, model_pace = None, None
     if not recorded_order:
-        pace = _take_out_pace([(tools[fit.name], services[fit.name]) for fit in fits])
+        pace = _take_out_pace([(rows, services[name]) for name, rows in sorted(tools.items())])
         model_pace = _take_out_pace([(model, model_service)])
     names = sorted({tool for fit in fits for tool in fit.tools})
     place_of = {name: place for place, name in enumerate(names)}
@@ -187,15 +190,14 @@ def fit_run(
             for position, call in enumerate(round_.tool_calls):
                 row = rows_of_calls.get((number, place, position))
                 took = -1 if row is None else int(services[server_of(call)][row])
-                filled = took < 0
+                filled = took < 0 and call.untimed != "never_started"
+                took = max(0, took)  # one that never began, since nobody could read it, failed at once
                 if filled:  # it was refused, so what it would have taken is not known
                     took = stand_ins.service(server_of(call), number)
                 failed = call.status != "ok" and not refused(call)
                 client_ns = 0 if filled else min(took, client_ns_of(call))
                 calls.append(
-                    CallWork(
-                        place_of.get(call.name, 0), took, failed, released_ns(call, round_), filled, client_ns
-                    )
+                    CallWork(place_of[call.name], took, failed, released_ns(call, round_), filled, client_ns)
                 )
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
@@ -273,6 +275,14 @@ def _fit_server(
     services = np.full(len(rows.started), -1, np.int64)
     services[rows.counted] = service_times(calls, finding.rule)
     return fit, services
+
+
+def _unreached(tool: str) -> ServerFit:
+    """A tool of which no call ever began: the agent has none such, or could not read the arguments."""
+    finding = Finding(
+        Rule("none"), False, (0.0, 0.0), None, "none of its calls began: each is taken to fail at once", ()
+    )
+    return ServerFit(tool, (tool,), finding, calls=0, refused=0, refusal_ns=2_000_000)
 
 
 def _take_out_pace(servers: Sequence[tuple[Requests, Ints]]) -> Pace | None:
