@@ -118,8 +118,8 @@ class Kind:
         return zlib.crc32(self.name.encode()) % 10_000
 
     def cell_seed(self, cell: Cell) -> int:
-        """Not the ladder's. On the emulator, strategies under one load do the same work."""
-        return 10_000 + self.seed + round(10 * cell.factor)
+        """Neither the ladder's nor another cell's: an unlucky draw spoils one cell alone."""
+        return 10_000 + zlib.crc32(f"{self.name} {cell.name}".encode()) % 1_000_000
 
     def true(self) -> dict[str, object]:
         return asdict(self) | {"users": USERS, "levels": LEVELS, "capacity": CAPACITY}
