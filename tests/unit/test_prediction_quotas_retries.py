@@ -115,20 +115,37 @@ def sdk_calls(
 def test_waits_of_the_sdk_agree_with_its_rule_though_its_client_is_late(late_ns: int) -> None:
     found = observed_retries(sdk_calls(OPENAI, late_ns=late_ns))
     assert found.rule is not None
-    assert replace(found.rule, late_ns=0) == OPENAI
-    assert found.rule.late_ns == pytest.approx(late_ns / 2, rel=0.3)
+    assert replace(found.rule, late_ns=()) == OPENAI
+    if late_ns:
+        least, middle, most = (found.rule.late_ns[place] for place in (0, 20, 40))
+        assert (least, middle, most) == pytest.approx((0, late_ns / 2, late_ns), abs=0.2 * late_ns)
+    else:
+        assert found.rule.late_ns == ()
     assert (found.waits, found.seen, found.exhausted, found.words) == (60, 2, True, "")
     assert found.agreeing >= 58
 
 
 def test_retry_that_was_asked_to_wait_comes_as_late_as_the_client_was() -> None:
-    rule = replace(OPENAI, late_ns=4_000_000)
-    assert [rule.delay_ns(1, SECOND, Drawn(drawn)) - SECOND for drawn in (0.0, 0.5, 1.0)] == [
+    rule = replace(OPENAI, late_ns=(-1_000_000, 2_000_000, 10_000_000))
+    assert [rule.delay_ns(1, SECOND, Drawn(drawn)) - SECOND for drawn in (0.0, 0.25, 0.5, 0.75)] == [
+        -1_000_000,
+        500_000,
         2_000_000,
-        4_000_000,
         6_000_000,
     ]
     assert rule.delay_ns(1, None, Drawn(0.0)) == SECOND // 2  # a backoff is half a second or more
+
+
+def test_refusal_that_lasted_long_and_the_wait_after_it_are_one_lateness() -> None:
+    """A refusal of 1 ms, then one of 9 ms: the try after each comes 20 ms after the one before was sent."""
+    first, second, third = (
+        Attempt(start, start + lasts, 429, retry_after_ns=10_000_000, sent_ns=start + 500_000)
+        for start, lasts in ((0, 1_000_000), (20_000_000, 9_000_000), (40_000_000, 1_000_000))
+    )
+    whole = ModelCall("openai", "m", 0, 41_000_000, status="error", attempts=(first, second, third))
+    found = observed_retries([whole])
+    assert found.rule is not None
+    assert set(found.rule.late_ns) == {20_000_000 - 10_000_000 - 5_000_000}  # the median refusal takes 5 ms
 
 
 def test_number_of_retries_is_the_one_that_requests_were_given_up_after() -> None:

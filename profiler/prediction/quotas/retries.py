@@ -17,7 +17,9 @@ from itertools import pairwise
 from random import Random
 from statistics import median
 
-from profiler.records import ModelCall, vendor
+import numpy as np
+
+from profiler.records import Attempt, ModelCall, vendor
 
 SECOND_NS = 1_000_000_000
 
@@ -28,8 +30,9 @@ class RetryRule:
 
     `base_ns` is the first backoff, doubled with each attempt up to `cap_ns`, of which `jitter` at most is
     left out at random. `most_asked_ns`: a Retry-After above it is not waited for, the request fails.
-    `late_ns`: how much longer than a Retry-After asks the client takes, at the median. Where a quota is used
-    up, its next request goes to whoever comes in these milliseconds.
+    `late_ns`: how much longer than a Retry-After asks the client takes: quantiles at even distances, the
+    least and the most among them. Where a quota is used up, its next request goes to whoever comes first
+    after these milliseconds: to the least late of those that wait, so a median does not tell.
     """
 
     name: str
@@ -38,7 +41,7 @@ class RetryRule:
     cap_ns: int = 8 * SECOND_NS
     jitter: float = 0.25
     most_asked_ns: int | None = None
-    late_ns: int = 0
+    late_ns: tuple[int, ...] = ()
 
     def again(self, attempt: int, status: int | None, retry_after_ns: int | None = None) -> bool:
         """Whether there is another attempt after this one; `status` None: no response came."""
@@ -56,9 +59,18 @@ class RetryRule:
     def delay_ns(self, attempt: int, retry_after_ns: int | None, random: Random) -> int:
         """Nanoseconds from the end of an attempt to the next one."""
         if retry_after_ns:
-            return retry_after_ns + (round(self.late_ns * (0.5 + random.random())) if self.late_ns else 0)
+            return max(0, retry_after_ns + self._late_ns(random.random()))
         longest = self.backoff_ns(attempt)[1]
         return round(longest * (1 - self.jitter * random.random()))
+
+    def _late_ns(self, share: float) -> int:
+        """The quantile of how late the client is."""
+        late = self.late_ns
+        if len(late) < 2:
+            return late[0] if late else 0
+        place, part = divmod(share * (len(late) - 1), 1)
+        low = late[int(place)]
+        return round(low + part * (late[int(place) + 1] - low))
 
 
 OPENAI = RetryRule("openai", most_asked_ns=120 * SECOND_NS)
@@ -74,6 +86,9 @@ MOST_LATE_NS = 250_000_000
 """How much longer than its rule says most waits of a busy client may be: its event loop is late."""
 
 EARLY_NS = 2_000_000
+
+LATE_QUANTILES = 41
+"""Of how late a client is; more where more waits were seen would be noise."""
 
 AGREE = 0.9
 """The share of waits that have to be as the rule says."""
@@ -106,6 +121,7 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
     seen = unseen = 0
     waited: list[tuple[int, int, int]] = []
     lates: list[int] = []
+    refusals: list[int] = []
     given_up: set[int] = set()
     for call in calls:
         if not call.asked:
@@ -123,7 +139,8 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
         for n, (one, after) in enumerate(pairwise(call.attempts), start=1):
             asked_ns = one.retry_after_ns
             if asked_ns:
-                lates.append(after.started_ns - one.ended_ns - asked_ns)
+                lates.append(_sent_ns(after) - _sent_ns(one) - asked_ns)
+                refusals.append(one.ended_ns - one.started_ns)
             waited.append(
                 (after.started_ns - one.ended_ns, *((asked_ns, asked_ns) if asked_ns else rule.backoff_ns(n)))
             )
@@ -148,8 +165,22 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
             words = f"no request was given up: {count} retries are taken, the {rule.name} SDK's default"
             if seen > rule.retries:
                 words = f"no request was given up: {count} retries are taken, the most that were seen"
-    late_ns = max(0, int(median(lates))) if lates else 0
-    return replace(found, rule=replace(rule, retries=count, late_ns=late_ns), words=words)
+    return replace(found, rule=replace(rule, retries=count, late_ns=_quantiles(lates, refusals)), words=words)
+
+
+def _sent_ns(attempt: Attempt) -> int:
+    return attempt.started_ns if attempt.sent_ns is None else attempt.sent_ns
+
+
+def _quantiles(lates: list[int], refusals: list[int]) -> tuple[int, ...]:
+    """Of the times from one try to the next beyond what was asked, without the typical refusal.
+
+    A refusal that lasted long and a late retry come from the same busy moment: they are drawn together.
+    """
+    if not any(late := np.array(lates, np.int64) - int(median(refusals or [0]))):
+        return ()
+    shares = np.linspace(0.0, 1.0, LATE_QUANTILES) if len(lates) > 1 else [0.5]
+    return tuple(int(one) for one in np.quantile(late, shares))
 
 
 def _agreeing(waited: list[tuple[int, int, int]]) -> int:
