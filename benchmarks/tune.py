@@ -93,7 +93,7 @@ def measured(
     from profiler.load.options import LoadOptions
     from profiler.rundir import RunDirectory
     from profiler.strategies import parse_strategies
-    from profiler.tune.search import candidates
+    from profiler.tune.stages import candidates
 
     assert isinstance(options, LoadOptions)
     options = replace(

@@ -136,7 +136,7 @@ def brute_force(options: LoadOptions, specs: Sequence[str], seconds: float) -> d
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.rundir import RunDirectory
     from profiler.strategies import parse_strategies
-    from profiler.tune.search import candidates
+    from profiler.tune.stages import candidates
 
     options = replace(options, strategies=parse_strategies(list(dict.fromkeys(specs))), blocks=2)
     directory = RunDirectory.open(run_experiment(Experiment(options, USERS, seconds)))

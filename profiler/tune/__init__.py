@@ -1,7 +1,9 @@
 """Which semaphore, which rate: predicted, found by measuring, and proven by the same.
 
 asked        what is searched
-search       the stages, and what is measured in each
+search       what is measured in each stage, and which comes next
+stages       what was measured in each, when one may end, what the setting promises
+conclusion   from the stages to the answer
 experiments  runs one after another within the budget
 predictor    predicts from what was recorded so far
 predictions  what the search does with that, and how well it agreed with what was measured

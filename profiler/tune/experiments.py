@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.arrivals import scaled
@@ -18,6 +18,24 @@ from profiler.tune.budget import DECIDING, END, SHARES, START, WINDOW_LOOPS, Spe
 
 class LimitReachedError(ProfilerError):
     """A limit on what may be spent is reached: no more experiments begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An experiment of paired blocks: each trial measures `window` seconds, and `loops` loops, at least.
+
+    It is over at `until` by the clock, with fewer trials if need be. `climb`: from the smallest of `levels`
+    to the largest, each trial with work of its own.
+    """
+
+    name: str
+    specs: tuple[str, ...]
+    blocks: int
+    window: float
+    until: float
+    levels: tuple[int, ...] = ()
+    loops: float = WINDOW_LOOPS
+    climb: bool = False
 
 
 class Experiments:
@@ -79,43 +97,31 @@ class Experiments:
             share = left  # no stage after it could begin, or not even it
         return share - start, min(self.end, self._clock() + share)
 
-    def run(
-        self,
-        name: str,
-        specs: Sequence[str],
-        blocks: int,
-        window: float,
-        levels: tuple[int, ...] = (),
-        *,
-        until: float,
-        loops: float = WINDOW_LOOPS,
-        climb: bool = False,
-        enough: Callable[[RunDirectory], bool] | None = None,
-    ) -> RunDirectory:
-        """One experiment of paired blocks: each trial measures `window` seconds, and `loops` loops, at least.
+    def run(self, planned: Planned, enough: Callable[[RunDirectory], bool] | None = None) -> RunDirectory:
+        """Run one, which is over when there is `enough`, too.
 
-        It is over at `until` by the clock, with fewer trials if need be, or when there is `enough`.
         The work is new in each. Raises `LimitReachedError` when too little is left to spend on it.
         """
         search = self._search
         self.failed = None
         # The user's own agents are made anew for each strategy, and each has a first loop.
-        if not self.spending.allows(search.workers * (len(specs) if search.load.agent else 1)):
+        if not self.spending.allows(search.workers * (len(planned.specs) if search.load.agent else 1)):
             raise LimitReachedError
+        levels, blocks, window = planned.levels, planned.blocks, planned.window
         load = f" at {', '.join(map(str, levels))} agents" if levels else ""
-        self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {window:.1f} s each")
+        self._say(f"{planned.name}: {', '.join(planned.specs)}{load}, {blocks} × {window:.1f} s each")
         options = replace(
             self.spending.left(),
-            strategies=parse_strategies(specs),
+            strategies=parse_strategies(planned.specs),
             blocks=blocks,
             levels=levels,
             seed=search.load.seed + len(self.directories),
-            calibration_seconds=search.load.calibration_seconds if name in DECIDING else 0.0,
+            calibration_seconds=search.load.calibration_seconds if planned.name in DECIDING else 0.0,
             metrics=False,
-            window_loops=loops,
-            until_seconds=until,
-            climb=climb,
-            own_work=climb,
+            window_loops=planned.loops,
+            until_seconds=planned.until,
+            climb=planned.climb,
+            own_work=planned.climb,
         )
         most = max(levels, default=search.users)
         began = self._clock()

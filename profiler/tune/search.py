@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.errors import Interrupted, TargetError, UsageError, did_you_mean
-from profiler.limits.known import seen_quota
 from profiler.load.experiment import run_experiment
-from profiler.records import INTERNAL, LoopRecord
+from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
-from profiler.statistics.gates import Outcome, nothing_measured, objective_outcome
-from profiler.statistics.objectives import Objective, parse_objective
-from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import summarise_directory
-from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import TOOL_CALLS
-from profiler.strategies import effective_limits, parse_strategy
 from profiler.tune.answer import (
     HEADROOM_AT,
     Answer,
     AtLoad,
     at_other_loads,
     choose,
-    python_snippet,
-    toml_fragment,
 )
 from profiler.tune.asked import Search, rates_to_try
 from profiler.tune.budget import (
@@ -48,28 +39,21 @@ from profiler.tune.budget import (
     within,
 )
 from profiler.tune.candidates import (
-    SEMAPHORE,
     Candidate,
-    ObjectiveName,
     Pilot,
     best_of,
-    by_level,
     first_values,
     knee_of,
-    on_one_scale,
     pilot,
-    promised,
     refine,
-    settled,
-    shape,
     survivors,
 )
-from profiler.tune.dial import Dial
-from profiler.tune.experiments import Experiments, LimitReachedError
+from profiler.tune.conclusion import Ending, concluded
+from profiler.tune.experiments import Experiments, LimitReachedError, Planned
 from profiler.tune.predictions import Predictions, predictor_of
 from profiler.tune.predictor import Predicts, Seen
-from profiler.tune.quotas import RateAdvice, advise, demand, refused, unsaid
 from profiler.tune.recorded import at_the_top
+from profiler.tune.stages import Stages
 
 LEVELS_FROM = 90.0
 """The budget, in seconds, from which on the first look is long enough to be predicted from."""
@@ -94,28 +78,6 @@ OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
 """Shares of the load that is tuned for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Candidates that were measured in the same paired blocks."""
-
-    asked: tuple[str, ...]
-    found: list[Candidate]
-    directory: RunDirectory
-
-    @property
-    def whole(self) -> bool:
-        """Whether every candidate has a score."""
-        return {one.spec for one in self.found if one.score.value is not None} >= set(self.asked)
-
-
-def candidates(
-    directory: RunDirectory, objective: ObjectiveName, slo: Objective | None, dial: Dial = SEMAPHORE
-) -> list[Candidate]:
-    """Every strategy of an experiment of one load, each compared with the best in paired blocks."""
-    levels = by_level(directory.load(), tabulate(directory.records()), objective, slo, dial)
-    return levels[max(levels)] if levels else []
-
-
 class Tuner:
     """One search under way."""
 
@@ -135,17 +97,14 @@ class Tuner:
             run_experiment if run is None else run,
             time.monotonic if clock is None else clock,
         )
-        self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
-        self._stages: list[Stage] = []
         self._failure: TargetError | None = None
         self._ended: Interrupted | None = None
         self._untried: list[str] = []
-        self._confirmation: RunDirectory | None = None
-        self._moved: str | None = None
         self._window_loops = WINDOW_LOOPS
         self._dial = search.dial
         self._seen = Pilot(1, 1.0, ())
         self._predictions = Predictions(search, predictor_of(search) if predictor is None else predictor)
+        self._stages = Stages(search, self._experiments, self._predictions)
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
@@ -168,24 +127,21 @@ class Tuner:
             self._predictions.close()
 
     @property
-    def _stopped(self) -> str | None:
-        """Why the search ended early, in words; None if it did not."""
+    def _ending(self) -> Ending:
+        stopped = self._experiments.spending.stopped
         if self._ended is not None:
-            return f"the search was {self._ended.cause}"
-        if self._failure is not None:
-            return f"the search ended early: {self._failure}"
-        return self._experiments.spending.stopped
-
-    @property
-    def _short_windows(self) -> str | None:
-        """What was measured for fewer loops than it ought to be, and why, in words; None if nothing was."""
-        if self._window_loops >= WINDOW_LOOPS:
-            return None
-        return (
-            f"not to be relied on: settings were measured for {self._window_loops:g} loops each, not for "
-            f"{WINDOW_LOOPS:g}, since an experiment took {self._experiments.start_seconds:.0f} s to start on "
-            "this machine; a longer --budget, or an idle machine, has time for more"
-        )
+            stopped = f"the search was {self._ended.cause}"
+        elif self._failure is not None:
+            stopped = f"the search ended early: {self._failure}"
+        short = None
+        if self._window_loops < WINDOW_LOOPS:
+            short = (
+                f"not to be relied on: settings were measured for {self._window_loops:g} loops each, not for "
+                f"{WINDOW_LOOPS:g}, since an experiment took {self._experiments.start_seconds:.0f} s to "
+                "start on this machine; a longer --budget, or an idle machine, has time for more"
+            )
+        incident = None if self._ended is None else self._ended.incident
+        return Ending(stopped, self._failure is not None, incident, short)
 
     def _search_through(self) -> Answer:
         baseline = self._dial.baseline
@@ -196,19 +152,29 @@ class Tuner:
         records = self._pilot(first)
         final = self._decided(others)
         setting, as_good = choose(final, self._dial)
-        stage = self._stages[-1]
+        stage = self._stages.found[-1]
         loads: Sequence[AtLoad] = ()
         scalability = None
         try:
             loads, scalability = self._predictions.loads(setting, self._other_levels)
             if not loads:
                 loads, scalability = self._other_loads(setting)
-            self._confirm(setting)
+            loop = self._seen.loop_seconds(setting.spec, self._search.users)
+            self._stages.confirm(setting, loop, *self._experiments.share("confirm", self._seen.loop))
         except (LimitReachedError, TargetError, Interrupted) as error:
             self._failure = error if isinstance(error, TargetError) else None
             self._ended = error if isinstance(error, Interrupted) else None
-        setting = self._promised(setting, stage)
-        return self._answer(setting, as_good, stage, loads, scalability, records)
+        return concluded(
+            self._stages,
+            self._stages.promised(setting, stage),
+            stage,
+            self._ending,
+            records,
+            as_good=as_good,
+            loads=loads,
+            scalability=scalability,
+            untried=self._untried,
+        )
 
     def _decided(self, others: Sequence[str]) -> list[Candidate]:
         """The candidates of the stage that decides: of those that are predicted to be best, else of a search.
@@ -238,7 +204,7 @@ class Tuner:
         if not self._predictions.possible:
             return False
         seen = Seen(self._loop_under_load(), self._seen.peak, self._seen.widest)
-        told, line = self._predictions.predict([stage.directory for stage in self._stages], seen)
+        told, line = self._predictions.predict([stage.directory for stage in self._stages.found], seen)
         self._say(line)
         return told
 
@@ -251,10 +217,11 @@ class Tuner:
         levels = sorted({max(1, round(search.users * share)) for share in LEVELS})
         predicted = self._predictions.possible and search.budget >= LEVELS_FROM and search.load.agent is None
         if not predicted or len(levels) < len(LEVELS):
-            return self._experiment("pilot", specs, 1, LEAST_WINDOW, until=until, loops=PILOT_LOOPS)
+            planned = Planned("pilot", tuple(specs), 1, LEAST_WINDOW, until, loops=PILOT_LOOPS)
+            return self._stages.experiment(planned)
         window = min(LONGEST_LOOK, max(LEAST_WINDOW, LOOK_SHARE * search.budget))
-        return self._experiment(
-            "pilot", specs, 1, window, tuple(levels), until=until, loops=PILOT_LOOPS, climb=True
+        return self._stages.experiment(
+            Planned("pilot", tuple(specs), 1, window, until, tuple(levels), loops=PILOT_LOOPS, climb=True)
         )
 
     def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
@@ -262,7 +229,7 @@ class Tuner:
         budget = self._search.budget
         directory = self._look(specs, self._experiments.began + PILOT_SHARE * budget)
         run, records = at_the_top(directory.load(), directory.records())
-        self._measured(specs, directory)
+        self._stages.measured(specs, directory)
         if self._experiments.spending.limit is not None:
             raise LimitReachedError
         summary = summarise_directory(directory)
@@ -331,7 +298,7 @@ class Tuner:
             return self._stage("final", self._final_specs(found, others))
         specs = [*self._first_specs(), *others]
         if self._search.part("rate") is not None or self._search.part("eager") is not None:
-            specs += self._final_specs(self._stages[-1].found, others)
+            specs += self._final_specs(self._stages.found[-1].found, others)
         return self._stage("final", [*dict.fromkeys(specs)])
 
     def _loops(self, specs: Sequence[str]) -> list[float]:
@@ -348,8 +315,7 @@ class Tuner:
 
     def _answer_so_far(self) -> Answer:
         """The best of the last stage in which everything was measured, else of the last with scores."""
-        scored = [stage for stage in self._stages if any(one.points for one in stage.found)]
-        stage = next((stage for stage in reversed(scored) if stage.whole), scored[-1] if scored else None)
+        stage = self._stages.last_whole
         if stage is None and self._failure is not None:
             raise self._failure
         if stage is None and self._ended is not None:
@@ -361,9 +327,12 @@ class Tuner:
                 f"{self._experiments.spending.stopped}: too little was measured, or met the objective; "
                 f"see {self._experiments.paths}"
             )
-        del self._stages[self._stages.index(stage) + 1 :]
+        del self._stages.found[self._stages.found.index(stage) + 1 :]
         records = list(self._experiments.directories[0].records())
-        return self._answer(best_of(stage.found), False, stage, [], None, records, proven=False)
+        best = best_of(stage.found)
+        return concluded(
+            self._stages, best, stage, self._ending, records, untried=self._untried, proven=False
+        )
 
     def _final_specs(self, found: Sequence[Candidate], others: Sequence[str]) -> list[str]:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
@@ -406,62 +375,15 @@ class Tuner:
         loops = self._loops(specs)
         blocks = affordable(loops, seconds, BLOCKS[name])
         window = window_seconds(loops, FILLED * seconds, blocks)
-        directory = self._experiment(name, specs, blocks, window, until=until, loops=self._window_loops)
-        found = self._measured(specs, directory)
+        planned = Planned(name, tuple(specs), blocks, window, until, loops=self._window_loops)
+        directory = self._stages.experiment(planned)
+        found = self._stages.measured(specs, directory)
         if self._experiments.spending.limit is not None:
             raise LimitReachedError
         if not found:
             raise TargetError(f"nothing was measured: see {directory.path}")
         for best in survivors(found)[:1]:
             self._say(f"{name}: best so far {best.spec}")
-        return found
-
-    def _confirm(self, setting: Candidate) -> None:
-        """Measure the setting once more, alone and last, where there is time.
-
-        The best of several owes part of its score to luck, and in a window of its own it has none. Last,
-        since what it serves may drift: what is promised is what comes after the search.
-        """
-        loop = self._seen.loop_seconds(setting.spec, self._search.users)
-        seconds, until = self._experiments.share("confirm", self._seen.loop)
-        if seconds >= trial_seconds(loop):
-            window = window_seconds([loop], seconds, 1)
-            self._confirmation = self._experiment("confirm", [setting.spec], 1, window, until=until)
-
-    def _promised(self, setting: Candidate, stage: Stage) -> Candidate:
-        """The setting with the goodput that it promises: of its own window, else of the final stage."""
-        found = Estimate(None)
-        for directory in (self._confirmation, stage.directory):
-            if directory is None or found.value is not None:
-                continue
-            found = promised(directory.load(), tabulate(directory.records()), setting.spec, self._slo)
-            if directory is self._confirmation:
-                found = self._with_drift(setting, found)
-        score = found if self._search.objective == "goodput" else setting.score
-        return replace(setting, goodput=found, score=score)
-
-    def _with_drift(self, setting: Candidate, found: Estimate) -> Estimate:
-        """The promise, allowing for another change like that since the final stage, where there was one."""
-        before, when = setting.goodput.value, "in the final stage"
-        if found.value is None or found.low is None or found.high is None:
-            return found
-        foreseen = self._predictions.changed(setting.spec, found)
-        if foreseen is not None:
-            # From the first look: what has changed since then shows before it shows in the final stage.
-            before, when = foreseen, "as predicted from the first look"
-        elif before is None or found.low <= before <= found.high:
-            return found
-        change = found.value - before
-        self._moved = (
-            f"{setting.spec} gave {before:.3g}/s {when} and {found.value:.3g}/s at the end: "
-            "its interval allows for as large a change again"
-        )
-        low, high = found.low + min(0.0, change), found.high + max(0.0, change)
-        return Estimate(found.value, max(0.0, low), high)
-
-    def _measured(self, specs: Sequence[str], directory: RunDirectory) -> list[Candidate]:
-        found = candidates(directory, self._search.objective, self._slo, self._dial)
-        self._stages.append(Stage(tuple(specs), found, directory))
         return found
 
     @property
@@ -486,144 +408,9 @@ class Tuner:
             self._say("loads: no time for other loads")
             return [], None
         window = window_seconds(loops, seconds, BLOCKS["loads"])
-        directory = self._experiment("loads", specs, BLOCKS["loads"], window, tuple(levels), until=until)
-        table = tabulate(directory.records())
-        found = by_level(directory.load(), table, self._search.objective, self._slo, self._dial)
+        planned = Planned("loads", tuple(specs), BLOCKS["loads"], window, until, tuple(levels))
+        found = self._stages.at_loads(self._stages.experiment(planned))
         return at_other_loads(found, setting.spec, self._dial.baseline, users, "over the loads")
-
-    def _rates(self, records: Sequence[LoopRecord]) -> tuple[list[RateAdvice], list[str]]:
-        """The advice for each quota, and what it leaves out."""
-        seen = seen_quota(records)
-        quotas = self._search.quotas or ([] if seen is None else [seen])
-        taken = demand(records)
-        if taken is None:
-            return [], []
-        rates = [advice for quota in quotas if (advice := advise(quota, taken)) is not None]
-        return rates, [sentence for quota in quotas for sentence in unsaid(quota, taken)]
-
-    def _experiment(
-        self,
-        name: str,
-        specs: Sequence[str],
-        blocks: int,
-        window: float,
-        levels: tuple[int, ...] = (),
-        *,
-        until: float,
-        loops: float = WINDOW_LOOPS,
-        climb: bool = False,
-    ) -> RunDirectory:
-        """`Experiments.run`; what one that fails or is interrupted has left counts as a stage."""
-        enough = {"final": self._enough, "proof": self._proven}.get(name)
-        try:
-            return self._experiments.run(
-                name, specs, blocks, window, levels, until=until, loops=loops, climb=climb, enough=enough
-            )
-        except (TargetError, Interrupted):
-            if self._experiments.failed is not None:
-                self._measured(specs, self._experiments.failed)
-            raise
-
-    def _enough(self, directory: RunDirectory) -> bool:
-        """Whether the final stage may end: its candidates are told apart, or shown to be as good."""
-        trials = directory.load().trials
-        if len({trial.block for trial in trials}) < FIRST_LOOK:
-            return False
-        return settled(candidates(directory, self._search.objective, self._slo, self._dial))
-
-    def _proven(self, directory: RunDirectory) -> bool:
-        """Whether the measuring of what was predicted may end: as `_enough`, or since that was wrong."""
-        if self._enough(directory):
-            return True
-        if len({trial.block for trial in directory.load().trials}) < FEWEST_SURPRISING:
-            return False
-        found = candidates(directory, self._search.objective, self._slo, self._dial)
-        return self._predictions.disagreement(found) is not None
-
-    def _answer(
-        self,
-        setting: Candidate,
-        as_good: bool,
-        stage: Stage,
-        loads: Sequence[AtLoad],
-        scalability: str | None,
-        records: Sequence[LoopRecord],
-        proven: bool = True,
-    ) -> Answer:
-        """The answer; `records` are those of the first look, which tell of quotas."""
-        workers = self._search.workers
-        shared = workers if self._search.load.share_limit else 1
-        measured = on_one_scale([one.found for one in self._stages], self._dial)
-        found = None
-        curve = self._predictions.added_to(measured)
-        if proven and any(one.points for one in measured):
-            best = setting if setting.limit is not None else best_of(measured)
-            found = shape(curve, best.limit or 0)
-            shown = shape(measured, best.limit or 0)
-            found = replace(found, low=shown.low, high=shown.high)
-        same = next((one for one in stage.found if one.spec == setting.spec), setting)
-        rates, left_out = self._rates(records)
-        model_limits = rates[0].limits if rates else None
-        held = self._search.load.model_limit is not None
-        limits = effective_limits(
-            [parse_strategy(setting.spec)], agents=self._search.users, processes=workers, share=shared
-        )
-        # Of its own window, too, where it was measured once more.
-        summary = summarise_directory(stage.directory)
-        nothing = nothing_measured(summary.every_strategy)
-        warnings = list(summary.warnings)
-        if self._confirmation is not None:
-            warnings += summarise_directory(self._confirmation).warnings
-        invalid = [caveat for caveat in warnings if caveat.invalid]
-        return Answer(
-            setting=setting,
-            objective=self._search.objective,
-            final=tuple(sorted(stage.found, key=lambda one: -one.points)),
-            curve=tuple(curve),
-            shape=found,
-            gathered_is_as_good=as_good,
-            loads=tuple(loads),
-            scalability=scalability,
-            rates=tuple(rates),
-            rates_leave_out=tuple(left_out),
-            refused=refused(stage.directory.records(), model_limits, held=held),
-            baseline=self._dial.baseline,
-            dial=self._dial.setting,
-            edge=None if setting.limit is None else self._dial.edge(setting.limit),
-            python=python_snippet(setting.spec, model_limits, shared, self._search.load.agent),
-            toml=toml_fragment(setting.spec, model_limits),
-            effective="\n".join(limits),
-            runs=tuple(str(directory.path) for directory in self._experiments.directories),
-            seconds=self._experiments.passed,
-            invalid=tuple(dict.fromkeys(caveat.sentence for caveat in invalid)),
-            valid=not any(not one.strategies or setting.spec in one.strategies for one in invalid),
-            stopped=self._stopped,
-            failed=self._failure is not None,
-            ended=None if self._ended is None else self._ended.incident,
-            proven=proven,
-            spent=self._experiments.spending.described,
-            untried=tuple(dict.fromkeys(self._untried)),
-            short_windows=self._short_windows,
-            moved=self._moved,
-            prediction=self._predictions.words(same),
-            servers=() if self._predictions.space is None else self._predictions.space.servers,
-            surprise=self._predictions.surprise,
-            slo=self._judged_objective(),
-            nothing=None if nothing is None else nothing.sentence,
-            unanswered=summary.unanswered,
-            internal=sum(directory.ended_by(INTERNAL) for directory in self._experiments.directories),
-        )
-
-    def _judged_objective(self) -> Outcome | None:
-        """Whether any setting meets `--slo`, each as it was measured last; None without one."""
-        spec = self._search.load.slo
-        if spec is None:
-            return None
-        last = {one.spec: one for stage in self._stages for one in stage.found}
-        best_first = sorted(last.values(), key=lambda one: -one.points)
-        return objective_outcome(
-            spec, [(one.spec, one.objective_met, one.objective_missed) for one in best_first]
-        )
 
 
 def tune(

@@ -21,7 +21,8 @@ from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
 from profiler.tune.asked import Search
 from profiler.tune.candidates import Candidate
-from profiler.tune.search import Stage, Tuner
+from profiler.tune.search import Tuner
+from profiler.tune.stages import Stage
 from tests.unit.tune_data import answer, scored
 
 
@@ -199,8 +200,8 @@ def test_tune_in_markdown_has_its_sentence_and_the_settings_of_the_last_stage(
 def test_search_judges_the_objective_by_the_last_measurement_of_each_setting() -> None:
     def judged(*stages: list[Candidate], slo: str | None = SLO) -> Outcome | None:
         tuner = Tuner(Search(LoadOptions(slo=slo), 8), lambda _: None)
-        tuner._stages = [Stage((), found, RunDirectory(Path())) for found in stages]
-        return tuner._judged_objective()
+        tuner._stages.found = [Stage((), found, RunDirectory(Path())) for found in stages]
+        return tuner._stages.objective_outcome
 
     assert judged([meeting("gathered", True)], slo=None) is None
     first, last = [meeting("gathered", True), meeting("semaphore:4", False)], [meeting("gathered", False)]

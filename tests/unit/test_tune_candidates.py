@@ -30,7 +30,7 @@ from profiler.tune.candidates import (
     survivors,
 )
 from profiler.tune.dial import dial_of
-from profiler.tune.search import candidates
+from profiler.tune.stages import candidates
 from tests.unit.statistics_data import loop as recorded
 from tests.unit.statistics_data import run, trial
 from tests.unit.tune_data import loop, scored

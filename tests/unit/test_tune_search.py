@@ -22,6 +22,7 @@ from profiler.records import LoopRecord
 from profiler.rundir import Incident, Run, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.tune import search as driver
+from profiler.tune import stages
 from profiler.tune.answer import Answer, render
 from profiler.tune.asked import Search
 from profiler.tune.budget import Spending
@@ -334,7 +335,7 @@ def test_search_over_rates_alone_tries_those_that_are_named(invented):
 
 
 def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypatch):
-    monkeypatch.setattr(driver, "candidates", lambda *arguments: [])
+    monkeypatch.setattr(stages, "candidates", lambda *arguments: [])
     with pytest.raises(TargetError, match="nothing was measured"):
         tune(search(20))
 
