@@ -10,28 +10,28 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from profiler.prediction.client import CALM, ClientTimes, rates_of, waited_of
 from profiler.prediction.loops import (
     ModelServices,
     StandIns,
-    client_ns_of,
     released_ns,
     round_work,
-    survival_of,
     unusable,
+    weights_of,
 )
 from profiler.prediction.quotas.finding import QuotaFinding
 from profiler.prediction.quotas.fit import fit_quotas
-from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries
+from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries, observed_times
 from profiler.prediction.requests import Requests, TrialPlaces, add_call, add_request, refused, server_of
 from profiler.prediction.servers.calls import Calls, Rule, in_flight, service_times
 from profiler.prediction.servers.identify import Finding, identify
 from profiler.prediction.servers.pace import Pace, Services, joined, pace_of, without
 from profiler.prediction.simulation.work import CallWork, LoopWork, Server, System
-from profiler.records import LoopRecord, vendor
+from profiler.records import LoopRecord, ModelCall, vendor
 from profiler.rundir import Run
 from profiler.statistics.table import Ints
 
@@ -76,8 +76,9 @@ class Fitted:
 
     `places`: of each of `loops`, the place of its record among those that were given. `lost` counts loops
     that are in no `LoopWork`, by the reason. `cpu_ns` is the CPU time of the client for each loop, None where
-    it is not known. `quota` is that of the model's server, `retries` how its client tries again. `invalid`
-    says why the recording's own figures are not to be trusted.
+    it is not known, and `client` what the client adds to loops when it is busy. `quota` is that of the
+    model's server, `retries` how its client tries again. `invalid` says why the recording's own figures are
+    not to be trusted.
 
     Of `asked` calls the times of `untimed` ones are not known, and `unobserved` ones were not seen at all;
     `nested` loops ran in the calls of others. Of `phases` rounds with several calls, `shortfalls` counts
@@ -94,6 +95,7 @@ class Fitted:
     calls: int
     lost: Counter[str] = field(default_factory=Counter)
     cpu_ns: float | None = None
+    client: ClientTimes = field(default_factory=ClientTimes)
     places: tuple[int, ...] = ()
     quota: QuotaFinding = field(default_factory=QuotaFinding)
     retries: RetryRule | None = None
@@ -177,7 +179,7 @@ def fit_run(
     lost: Counter[str] = Counter()
     clusters: dict[object, int] = {}
     fitted_model = ModelServices(model, model_service)
-    survival = survival_of(every)
+    weights = weights_of(every)
     for number, record in enumerate(every):
         why = unusable(record)
         if why is not None:
@@ -195,13 +197,13 @@ def fit_run(
                 if filled:  # it was refused, so what it would have taken is not known
                     took = stand_ins.service(server_of(call), number)
                 failed = call.status != "ok" and not refused(call)
-                client_ns = 0 if filled else min(took, client_ns_of(call))
+                client_ns = 0 if row is None else tools[server_of(call)].client_ns(row)
                 calls.append(
                     CallWork(place_of[call.name], took, failed, released_ns(call, round_), filled, client_ns)
                 )
             row = rows_of_rounds.get((number, place))
             after = record.rounds[place + 1].started_ns if place + 1 < len(record.rounds) else round_.ended_ns
-            rounds.append(round_work(round_, tuple(calls), fitted_model.service(round_.model, row), after))
+            rounds.append(round_work(round_, tuple(calls), *fitted_model.parts(round_.model, row), after))
         key = (record.number, record.process if record.number is None else "")
         cluster = clusters.setdefault(key if record.number is not None else number, len(clusters))
         places.append(given[number][0])
@@ -213,7 +215,8 @@ def fit_run(
                 failed=record.status != "ok",
                 at_ns=record.started_ns,
                 cluster=cluster,
-                weight=1.0 / survival.get(record.trial, 1.0) ** len(record.rounds),
+                weight=weights[record.trial][len(record.rounds) - 1],
+                trial=-1 if record.trial is None else record.trial,
             )
         )
     processes = {record.process for record in every}
@@ -234,8 +237,9 @@ def fit_run(
         lost=lost,
         cpu_ns=sum(known) * 1e9 / max(1, len(every)) if known else None,
         places=tuple(places),
+        client=ClientTimes.of(run, loops, rates_of(run, every)),
         quota=quota,
-        retries=observed_retries(requests).rule or RULES.get(vendor(run.provider)),
+        retries=_retries(run, every, requests),
         invalid=tuple(invalid),
         asked=len(calls_of) + sum(record.unobserved_calls for record in every),
         untimed=sum(call.untimed not in (None, "never_started") for call in calls_of),
@@ -249,10 +253,25 @@ def fit_run(
     )
 
 
+def _retries(run: Run, records: Sequence[LoopRecord], requests: Sequence[ModelCall]) -> RetryRule | None:
+    """The client's rule, or that of its SDK where the recording does not tell."""
+    rule = observed_retries(requests).rule or RULES.get(vendor(run.provider))
+    if rule is None:
+        return None
+    processes: dict[tuple[int | None, str], list[ModelCall]] = {}
+    for record in records:
+        of_process = processes.setdefault((record.trial, record.process), [])
+        of_process += [round_.model for round_ in record.rounds if round_.model.asked]
+    waited = waited_of(run)
+    calm = [calls for (trial, _), calls in processes.items() if waited.get(trial or 0, 0.0) <= CALM]
+    return replace(rule, times=observed_times(calm) or observed_times(processes.values()))
+
+
 def _fit_server(
     name: str, tools: tuple[str, ...], rows: Requests, trials: TrialPlaces, seed: int
 ) -> tuple[ServerFit, Ints]:
     calls = rows.calls(trials)
+    served = calls.at_server()
     finding = identify(calls, seed=seed)
     turned_away = calls.refused
     refused_rows = np.array(rows.refused, bool)
@@ -267,13 +286,12 @@ def _fit_server(
         refused=int(np.count_nonzero(turned_away)),
         refusal_ns=int(np.median(lasting)) if lasting.size else 2_000_000,
         retry_after_ns=int(np.median(asked)) if asked.size * 2 > lasting.size else None,
-        busiest=_busiest(calls),
-        most=_most(calls),
+        busiest=_busiest(served),
+        most=_most(served),
     )
-    if rows.counted is None:
-        return fit, service_times(calls, finding.rule)
+    kept = slice(None) if rows.counted is None else rows.counted
     services = np.full(len(rows.started), -1, np.int64)
-    services[rows.counted] = service_times(calls, finding.rule)
+    services[kept] = service_times(served, finding.rule)
     return fit, services
 
 

@@ -86,18 +86,24 @@ class ModelServices:
         self._rows = rows
         self._service = service
 
-    def service(self, model: ModelCall, row: int | None) -> int:
-        """The time of the request that got the reply, with what the client did beside."""
+    def parts(self, model: ModelCall, row: int | None) -> tuple[int, int]:
+        """The ns of the request that got the reply: at the server, and what the client adds to them."""
+        rows = self._rows
         if row is None:
-            return max(0, model.duration_ns - model.limiter_wait_ns)
-        took = self._rows.ended[row] - self._rows.started[row]
-        before = self._rows.started[row] - model.started_ns if len(model.attempts) < 2 else 0
-        beside = max(0, model.ended_ns - self._rows.ended[row]) + max(0, before - model.limiter_wait_ns)
-        service = int(self._service[row])
-        return (took if service < 0 else service) + beside
+            took = max(0, model.duration_ns - model.limiter_wait_ns)
+            client = min(took, model.sending_ns + model.late_ns // 2)
+            return took - client, client
+        took = rows.ended[row] - rows.started[row]
+        client = rows.client_ns(row)
+        served = int(self._service[row])
+        before = rows.started[row] - model.started_ns if len(model.attempts) < 2 else 0
+        beside = max(0, model.ended_ns - rows.ended[row]) + max(0, before - model.limiter_wait_ns)
+        return took - client if served < 0 else served, client + beside
 
 
-def round_work(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, after_ns: int) -> RoundWork:
+def round_work(
+    round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int, client_ns: int, after_ns: int
+) -> RoundWork:
     model = round_.model
     began = model.attempts[-1].started_ns if model.attempts else model.started_ns + model.limiter_wait_ns
     token = 0 if model.first_token_ns is None else max(0, min(service_ns, model.first_token_ns - began))
@@ -111,13 +117,8 @@ def round_work(round_: RoundRecord, calls: tuple[CallWork, ...], service_ns: int
         first_token_ns=token,
         input_tokens=model.limited_input_tokens or 0,
         output_tokens=model.output_tokens or 0,
-        client_ns=min(service_ns, client_ns_of(model)),
+        client_ns=client_ns,
     )
-
-
-def client_ns_of(request: ModelCall | ToolCall) -> int:
-    """The client's own part: an end comes at any time of a busy period, so that half of that is the mean."""
-    return request.sending_ns + request.late_ns // 2
 
 
 def unusable(record: LoopRecord) -> str | None:
@@ -133,15 +134,28 @@ def unusable(record: LoopRecord) -> str | None:
     return None
 
 
-def survival_of(records: Sequence[LoopRecord]) -> dict[int | None, float]:
-    """By trial, the share of model requests that did not end their loop by a refusal.
+MOST_LOST = 0.5
+"""The share of requests given up beyond which a loop that went on does not stand for more."""
 
-    Longer loops are lost more often: one of n requests is kept with this share to the power of n.
+
+def weights_of(records: Sequence[LoopRecord]) -> dict[int | None, list[float]]:
+    """Of each trial, how many loops with one more model request stand for each: of one, of two, …
+
+    Longer loops are lost more often: those of n requests are kept with the product of the shares of second to
+    n-th requests that did not end their loop by a refusal (Kaplan and Meier, 1958). What is lost at the first
+    is lost of all alike.
     """
-    asked: dict[int | None, int] = defaultdict(int)
-    lost: dict[int | None, int] = defaultdict(int)
+    asked: dict[int | None, Counter[int]] = defaultdict(Counter)
+    lost: dict[int | None, Counter[int]] = defaultdict(Counter)
     for record in records:
-        asked[record.trial] += len(record.rounds)
+        asked[record.trial].update(range(len(record.rounds)))
         if record.status == "error" and record.rounds and record.rounds[-1].model.refusals:
-            lost[record.trial] += record.rounds[-1].model.status == "error"
-    return {trial: max(0.5, 1.0 - lost[trial] / count) for trial, count in asked.items() if count}
+            lost[record.trial][len(record.rounds) - 1] += record.rounds[-1].model.status == "error"
+    found: dict[int | None, list[float]] = {}
+    for trial, count in asked.items():
+        weights = [1.0]
+        for place in range(1, max(count, default=0) + 1):
+            kept = 1.0 - lost[trial][place] / count[place]
+            weights.append(weights[-1] / max(1.0 - MOST_LOST, kept))
+        found[trial] = weights
+    return found

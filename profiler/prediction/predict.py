@@ -8,7 +8,7 @@ open and the noise of a run of that length.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,26 +61,77 @@ class Predicted:
     every: tuple[Figures, ...] = ()
 
 
+class Work:
+    """The recorded loops as the question has them; each is made when it is first drawn.
+
+    `rate` is the requests a second that the question's client makes, None where that is not known yet: then
+    loops keep what their own client added.
+    """
+
+    def __init__(self, fitted: Fitted, question: Question, rate: float | None = None) -> None:
+        self._loops = fitted.loops
+        self._client = fitted.client
+        self._rate = rate
+        factors = dict(question.tool_time)
+        self._of_tool = [factors.get(name, 1.0) for name in fitted.system.tools]
+        self._of_model = question.model_time
+        self._scaled = bool(factors) or question.model_time != 1.0
+        self._made: dict[int, LoopWork] = {}
+        self.weights = np.array([loop.weight for loop in fitted.loops])
+        names, self.clusters = np.unique([loop.cluster for loop in fitted.loops], return_inverse=True)
+        self.cluster_count = names.size
+
+    def at(self, rate: float) -> Work:
+        """The same where the client makes so many requests a second."""
+        found = copy(self)
+        found._rate, found._made = rate, {}
+        return found
+
+    def __getitem__(self, place: int) -> LoopWork:
+        found = self._made.get(place)
+        if found is None:
+            found = self._loops[place]
+            if self._rate is not None:
+                found = self._client.moved(found, self._rate)
+            if self._scaled:
+                found = self._with_factors(found)
+            self._made[place] = found
+        return found
+
+    def _with_factors(self, loop: LoopWork) -> LoopWork:
+        of_tool, of_model = self._of_tool, self._of_model
+        return replace(
+            loop,
+            rounds=tuple(
+                replace(
+                    one,
+                    service_ns=int(one.service_ns * of_model),
+                    calls=tuple(
+                        replace(call, service_ns=int(call.service_ns * of_tool[call.tool]))
+                        for call in one.calls
+                    ),
+                )
+                for one in loop.rounds
+            ),
+        )
+
+
 class Loops:
     """The loops of a replicate: drawn again and again from a bootstrap resample of clusters."""
 
-    def __init__(self, loops: Sequence[LoopWork], seed: str, *, resample: bool = True) -> None:
-        self._loops = loops
-        rng = np.random.default_rng(random.Random(seed).getrandbits(64))
-        weights = np.array([loop.weight for loop in loops])
-        if resample:
-            clusters = np.array([loop.cluster for loop in loops])
-            names, index = np.unique(clusters, return_inverse=True)
-            counts = np.bincount(rng.integers(0, names.size, names.size), minlength=names.size)
-            weights = weights * counts[index]
+    def __init__(self, work: Work, seed: str) -> None:
+        self._work = work
+        self._rng = np.random.default_rng(random.Random(seed).getrandbits(64))
+        count = work.cluster_count
+        counts = np.bincount(self._rng.integers(0, count, count), minlength=count)
+        weights = work.weights * counts[work.clusters]
         self._chances = weights / weights.sum()
-        self._rng = rng
         self._drawn: list[int] = []
 
     def __call__(self, now_ns: int, agent: int) -> LoopWork:
         if not self._drawn:
-            self._drawn = self._rng.choice(len(self._loops), size=1024, p=self._chances).tolist()
-        return self._loops[self._drawn.pop()]
+            self._drawn = self._rng.choice(self._chances.size, size=1024, p=self._chances).tolist()
+        return self._work[self._drawn.pop()]
 
 
 def predict(
@@ -95,13 +146,15 @@ def predict(
     reasons = (*of_recording(fitted), *of_question(fitted, question.strategy))
     if reasons:
         return Predicted(question, {}, reasons)
-    loops = _scaled(fitted, question)
+    work = Work(fitted, question)
     load = question.load
-    if load.arrivals is None:
-        first = _run(fitted, loops, question, replace(load, spread_seconds=0.0), f"{seed}/first")
-        spread = min(_cycle_seconds(first, load.users), LONGEST_SPREAD * question.trials.seconds)
-        load = replace(load, spread_seconds=spread)
-    runs = [_run(fitted, loops, question, load, f"{seed}/0")]
+    if load.arrivals is None or fitted.client.rates:
+        first = _run(fitted, work, question, replace(load, spread_seconds=0.0), f"{seed}/first")
+        work = work.at(_requests_a_second(first, load.workers))
+        if load.arrivals is None:
+            spread = min(_cycle_seconds(first, load.users), LONGEST_SPREAD * question.trials.seconds)
+            load = replace(load, spread_seconds=spread)
+    runs = [_run(fitted, work, question, load, f"{seed}/0")]
     began = sum(len(one.due) for one in runs[0].trials)
     rate = began / sum(load.spread_seconds + one.seconds for one in runs[0].trials)
     same = not question.tool_time and question.model_time == 1.0 and question.quota is None
@@ -109,7 +162,7 @@ def predict(
     refused, warnings = of_result(fitted, runs[0].servers, rate, load.workers, recorded=recorded)
     if refused:
         return Predicted(question, {}, refused, warnings, runs[0].servers)
-    runs += [_run(fitted, loops, question, load, f"{seed}/{number}") for number in range(1, replicates)]
+    runs += [_run(fitted, work, question, load, f"{seed}/{number}") for number in range(1, replicates)]
     found = [figures_of(run, question.strategy, load.users, objective) for run in runs]
     figures = {}
     for name, values in zip(Figures._fields, np.array(found).T, strict=True):
@@ -137,40 +190,19 @@ def _cycle_seconds(run: Simulated, users: int) -> float:
     return users * seconds / loops if loops else seconds
 
 
-def _run(
-    fitted: Fitted, loops: Sequence[LoopWork], question: Question, load: SimulatedLoad, seed: str
-) -> Simulated:
+def _requests_a_second(run: Simulated, workers: int) -> float:
+    """Of one process of the client, refused ones too."""
+    return sum(use.arrived for use in run.servers) / sum(one.seconds for one in run.trials) / workers
+
+
+def _run(fitted: Fitted, work: Work, question: Question, load: SimulatedLoad, seed: str) -> Simulated:
     return simulate(
         fitted.system,
         question.strategy,
         load,
-        Loops(loops, seed),
+        Loops(work, seed),
         question.trials,
         quota=fitted.quota if question.quota is None else question.quota,
         retry=fitted.retries,
         seed=seed,
     )
-
-
-def _scaled(fitted: Fitted, question: Question) -> Sequence[LoopWork]:
-    factors = dict(question.tool_time)
-    if not factors and question.model_time == 1.0:
-        return fitted.loops
-    of_tool = [factors.get(name, 1.0) for name in fitted.system.tools]
-    return [
-        replace(
-            loop,
-            rounds=tuple(
-                replace(
-                    one,
-                    service_ns=int(one.service_ns * question.model_time),
-                    calls=tuple(
-                        replace(call, service_ns=int(call.service_ns * of_tool[call.tool]))
-                        for call in one.calls
-                    ),
-                )
-                for one in loop.rounds
-            ),
-        )
-        for loop in fitted.loops
-    ]

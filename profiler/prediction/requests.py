@@ -57,17 +57,27 @@ class Requests:
         loop: int,
         retry_after: int | None,
         request: ModelCall | ToolCall,
+        sending: int | None = None,
     ) -> int:
-        """The row's number; it is an attempt of `request`, or all of it."""
+        """The row's number; it is an attempt of `request`, or all of it.
+
+        `sending` is the time in it before it was sent, None where only that of all of `request` is known.
+        """
         self.started.append(started)
         self.ended.append(ended)
         self.refused.append(refused)
         self.group.append(group)
         self.loop.append(loop)
         self.retry_after.append(-1 if retry_after is None else retry_after)
-        self.sending.append(request.sending_ns)
+        self.sending.append(request.sending_ns if sending is None else sending)
         self.late.append(request.late_ns)
         return len(self.started) - 1
+
+    def client_ns(self, row: int) -> int:
+        """What the client added to it, as `Calls.at_server` has it."""
+        lasted = self.ended[row] - self.started[row]
+        sending = min(lasted, self.sending[row])
+        return sending + min(lasted - sending, self.late[row] // 2)
 
     def without_refusals(self) -> None:
         """Treat what was refused as if it had never come."""
@@ -107,7 +117,14 @@ def add_request(rows: Requests, model: ModelCall, group: int, loop: int) -> int 
     for attempt in model.attempts:
         turned_away = attempt.status in LOAD_STATUSES
         row = rows.add(
-            attempt.started_ns, attempt.ended_ns, turned_away, group, loop, attempt.retry_after_ns, model
+            attempt.started_ns,
+            attempt.ended_ns,
+            turned_away,
+            group,
+            loop,
+            attempt.retry_after_ns,
+            model,
+            None if attempt.sent_ns is None else attempt.sent_ns - attempt.started_ns,
         )
         last = None if turned_away else row
     if not model.attempts and model.latency_ns is not None and model.status == "ok":

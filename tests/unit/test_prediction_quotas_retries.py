@@ -11,10 +11,19 @@ import httpx2
 import openai
 import pytest
 
-from profiler.prediction.quotas.retries import ANTHROPIC, OPENAI, RULES, RetryRule, observed_retries
+from profiler.prediction.quotas.retries import (
+    ANTHROPIC,
+    OPENAI,
+    RULES,
+    RetryRule,
+    RetryTimes,
+    observed_retries,
+    observed_times,
+)
 from profiler.records import Attempt, ModelCall
 
 SECOND = 1_000_000_000
+MS = 1_000_000
 CLIENTS = {"openai": openai.OpenAI, "anthropic": anthropic.Anthropic}
 ASKED = (0, 1, 250_000_000, SECOND, 59 * SECOND, 60 * SECOND, 61 * SECOND, 120 * SECOND, 121 * SECOND)
 
@@ -115,37 +124,72 @@ def sdk_calls(
 def test_waits_of_the_sdk_agree_with_its_rule_though_its_client_is_late(late_ns: int) -> None:
     found = observed_retries(sdk_calls(OPENAI, late_ns=late_ns))
     assert found.rule is not None
-    assert replace(found.rule, late_ns=()) == OPENAI
-    if late_ns:
-        least, middle, most = (found.rule.late_ns[place] for place in (0, 20, 40))
-        assert (least, middle, most) == pytest.approx((0, late_ns / 2, late_ns), abs=0.2 * late_ns)
-    else:
-        assert found.rule.late_ns == ()
+    assert found.rule == OPENAI
     assert (found.waits, found.seen, found.exhausted, found.words) == (60, 2, True, "")
     assert found.agreeing >= 58
 
 
-def test_retry_that_was_asked_to_wait_comes_as_late_as_the_client_was() -> None:
-    rule = replace(OPENAI, late_ns=(-1_000_000, 2_000_000, 10_000_000))
-    assert [rule.delay_ns(1, SECOND, Drawn(drawn)) - SECOND for drawn in (0.0, 0.25, 0.5, 0.75)] == [
-        -1_000_000,
-        500_000,
-        2_000_000,
-        6_000_000,
+TIMES = RetryTimes(
+    late=(1 * MS, 3 * MS, 11 * MS),
+    send_gap=(2 * MS, 2 * MS),
+    refusal=(4 * MS, 6 * MS),
+    notice_gap=(1 * MS, 1 * MS),
+)
+
+
+def test_retry_is_as_late_as_the_client_or_comes_behind_the_one_before() -> None:
+    due = 100 * MS
+    assert [TIMES.sent_ns(due, 99 * MS, Drawn(drawn)) - due for drawn in (0.0, 0.25, 0.5, 0.75)] == [
+        1 * MS,
+        2 * MS,
+        3 * MS,
+        7 * MS,
     ]
-    assert rule.delay_ns(1, None, Drawn(0.0)) == SECOND // 2  # a backoff is half a second or more
+    assert TIMES.sent_ns(due, 105 * MS, Drawn(0.5)) == 107 * MS
+    assert replace(TIMES, send_gap=()).sent_ns(due, 105 * MS, Drawn(0.5)) == 103 * MS
 
 
-def test_refusal_that_lasted_long_and_the_wait_after_it_are_one_lateness() -> None:
-    """A refusal of 1 ms, then one of 9 ms: the try after each comes 20 ms after the one before was sent."""
-    first, second, third = (
-        Attempt(start, start + lasts, 429, retry_after_ns=10_000_000, sent_ns=start + 500_000)
-        for start, lasts in ((0, 1_000_000), (20_000_000, 9_000_000), (40_000_000, 1_000_000))
-    )
-    whole = ModelCall("openai", "m", 0, 41_000_000, status="error", attempts=(first, second, third))
-    found = observed_retries([whole])
-    assert found.rule is not None
-    assert set(found.rule.late_ns) == {20_000_000 - 10_000_000 - 5_000_000}  # the median refusal takes 5 ms
+def test_refusals_are_noticed_one_after_another_and_none_before_it_was_answered() -> None:
+    sent = 100 * MS
+    assert TIMES.noticed_ns(sent, 90 * MS, Drawn(0.5)) == 105 * MS
+    assert TIMES.noticed_ns(sent, 107 * MS, Drawn(0.5)) == 108 * MS
+    assert TIMES.noticed_ns(sent, 100 * MS, Drawn(0.5)) == 104 * MS  # 101 is sooner than any refusal
+    assert replace(TIMES, notice_gap=()).noticed_ns(sent, 107 * MS, Drawn(0.5)) == 105 * MS
+
+
+def refused_together(at: int, count: int) -> list[ModelCall]:
+    """Calls refused at once, told to wait 50 ms, and sent again 2 ms after each other, the first 3 ms late.
+
+    Refusals are noticed after 5 ms, the others 1 ms after each other.
+    """
+    calls = []
+    for place in range(count):
+        noticed = at + (5 + place) * MS
+        again = at + (5 + 50 + 3 + 2 * place) * MS
+        attempts = (
+            Attempt(at, noticed, 429, sent_ns=at, retry_after_ns=50 * MS),
+            Attempt(again, again + 400 * MS, 200, sent_ns=again),
+        )
+        calls.append(ModelCall("openai", "m", at, again + 400 * MS, attempts=attempts))
+    return calls
+
+
+def test_times_of_retries_are_those_of_the_first_and_of_those_behind_it() -> None:
+    herd = [one for n in range(30) for one in refused_together(n * 1000 * MS, 3)]
+    found = observed_times([herd])
+    assert found is not None
+    assert [set(one) for one in (found.late, found.send_gap, found.refusal, found.notice_gap)] == [
+        {3 * MS},
+        {2 * MS},
+        {5 * MS},
+        {1 * MS},
+    ]
+    # Each alone in its process: nobody was behind anybody.
+    alone = observed_times([[one] for one in herd])
+    assert alone is not None
+    assert (alone.send_gap, alone.notice_gap) == ((), ())
+    assert (min(alone.late), max(alone.late)) == (3 * MS, 5 * MS)
+    assert observed_times([herd[:30]]) is None  # ten that were first are too few
 
 
 def test_number_of_retries_is_the_one_that_requests_were_given_up_after() -> None:

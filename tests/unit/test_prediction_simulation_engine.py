@@ -20,7 +20,7 @@ from profiler.load.runners import BuiltInAgent
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Reply
 from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding
-from profiler.prediction.quotas.retries import RetryRule
+from profiler.prediction.quotas.retries import RetryRule, RetryTimes
 from profiler.prediction.servers.calls import Rule
 from profiler.prediction.simulation.engine import Simulated, simulate, simulate_recorded
 from profiler.prediction.simulation.load import Chain, RecordedTrial, SimulatedLoad, Trials
@@ -346,6 +346,49 @@ def test_model_s_quota_refuses_and_the_sdk_tries_again_as_its_rule_says() -> Non
     # A wait is announced in whole milliseconds, after the bucket's own nanosecond of rounding.
     assert list(one.ok) == [ok for _, ok in sorted(expected)]
     assert [end / 1e9 for end in one.ended] == pytest.approx([end for end, _ in sorted(expected)], abs=0.004)
+
+
+def test_those_told_the_same_moment_come_back_one_after_another() -> None:
+    """Four requests at a bucket of one that gets one in 100 ms."""
+    ms = 10**6
+    quota = QuotaFinding((Limit("requests", 600.0, "given", burst=1.0, met=True),), Announced("exact"))
+    chains = tuple(Chain(0, (LoopWork((RoundWork(50 * ms),)),), (place * ms,), (True,)) for place in range(4))
+
+    times = RetryTimes(late=(3 * ms,) * 2, send_gap=(2 * ms,) * 2, refusal=(5 * ms,) * 2, notice_gap=(ms, ms))
+    run = simulate_recorded(
+        system(NONE),
+        parse_strategy("gathered"),
+        SimulatedLoad(len(chains)),
+        [RecordedTrial(chains, True, 0, 6.0, (-1,), period_ns=10**12)],
+        60.0,
+        quota=quota,
+        retry=RetryRule("openai", retries=2, times=times),
+    )
+    one = run.trials[0]
+    # The first passes at 0. The others come at 1, 2 and 3, and hear at 6, 7 and 8 that they are to wait 100,
+    # 99 and 98 ms (rounded up): all until 106. They are sent at 109, 111 and 113. The second passes. The last
+    # two hear at 116 and 118 to wait until 215, and are sent at 218, which passes, and at 220: for the third
+    # time in vain.
+    ended = sorted(zip((round(end / ms) for end in one.ended), one.ok, strict=True))
+    assert ended == [(50, True), (159, True), (225, False), (268, True)]
+
+
+def test_client_is_late_with_a_call_that_no_longer_loads_the_server() -> None:
+    """Two calls of 1 s at a server of one, each noticed half a second late."""
+    calls = (CallWork(0, 10**9, client_ns=5 * 10**8),) * 2
+    work = LoopWork((RoundWork(10**8, calls, client_ns=2 * 10**8), RoundWork(0)))
+
+    def ended(spec: str) -> float:
+        loops = in_order([work, *itertools.repeat(LoopWork((RoundWork(10**12),)), 9)])
+        load = SimulatedLoad(1)
+        run = simulate(
+            system(Rule("queue", 1)), parse_strategy(spec), load, loops, Trials(10.0, drain_seconds=0.0)
+        )
+        return run.trials[0].ended[0] / 1e9
+
+    assert ended("gathered") == pytest.approx(0.3 + 2.5)
+    assert ended("semaphore:1") == pytest.approx(0.3 + 3.0)  # its place is free only when it was noticed
+    assert ended("sequential") == pytest.approx(0.3 + 3.0)
 
 
 @pytest.mark.parametrize(("kind", "capacity"), [("queue", 1), ("share", 1), ("queue", 3), ("refuse", 4)])

@@ -25,14 +25,50 @@ SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class RetryTimes:
+    """How long a process of a client takes with retries: ns, each as quantiles at even distances.
+
+    It sends one after another and notices one response after another. `late`: from when a retry is due until
+    it is sent, where none before it was still to be sent; else it is sent `send_gap` after that one.
+    `refusal`: from when a request was sent until its refusal is noticed, where no earlier refusal was still
+    to be noticed; else that is `notice_gap` after that one. Empty gaps: this was not seen.
+
+    Where a quota is used up, all who wait are told the same moment, and who comes first then gets the next
+    request: so milliseconds decide how many are refused again.
+    """
+
+    late: tuple[int, ...]
+    send_gap: tuple[int, ...]
+    refusal: tuple[int, ...]
+    notice_gap: tuple[int, ...]
+
+    def sent_ns(self, due_ns: int, before_ns: int, random: Random) -> int:
+        """When a retry is sent that is due then; the one before it was or will be at `before_ns`."""
+        if due_ns > before_ns or not self.send_gap:
+            return due_ns + drawn(self.late, random)
+        return before_ns + drawn(self.send_gap, random)
+
+    def noticed_ns(self, sent_ns: int, before_ns: int, random: Random) -> int:
+        """When the refusal of a request that was sent then is noticed; the one before it: at `before_ns`."""
+        if sent_ns > before_ns or not self.notice_gap:
+            return sent_ns + drawn(self.refusal, random)
+        return max(sent_ns + self.refusal[0], before_ns + drawn(self.notice_gap, random))
+
+
+def drawn(quantiles: tuple[int, ...], random: Random) -> int:
+    """A value as often as these quantiles have it."""
+    place, part = divmod(random.random() * (len(quantiles) - 1), 1)
+    low = quantiles[int(place)]
+    return round(low + part * (quantiles[int(place) + 1] - low))
+
+
+@dataclass(frozen=True, slots=True)
 class RetryRule:
     """A failed attempt is tried again up to `retries` times. Attempts count from 1.
 
     `base_ns` is the first backoff, doubled with each attempt up to `cap_ns`, of which `jitter` at most is
     left out at random. `most_asked_ns`: a Retry-After above it is not waited for, the request fails.
-    `late_ns`: how much longer than a Retry-After asks the client takes: quantiles at even distances, the
-    least and the most among them. Where a quota is used up, its next request goes to whoever comes first
-    after these milliseconds: to the least late of those that wait, so a median does not tell.
+    `times`: how long the client takes beside, None for no time.
     """
 
     name: str
@@ -41,7 +77,7 @@ class RetryRule:
     cap_ns: int = 8 * SECOND_NS
     jitter: float = 0.25
     most_asked_ns: int | None = None
-    late_ns: tuple[int, ...] = ()
+    times: RetryTimes | None = None
 
     def again(self, attempt: int, status: int | None, retry_after_ns: int | None = None) -> bool:
         """Whether there is another attempt after this one; `status` None: no response came."""
@@ -59,18 +95,9 @@ class RetryRule:
     def delay_ns(self, attempt: int, retry_after_ns: int | None, random: Random) -> int:
         """Nanoseconds from the end of an attempt to the next one."""
         if retry_after_ns:
-            return max(0, retry_after_ns + self._late_ns(random.random()))
+            return retry_after_ns
         longest = self.backoff_ns(attempt)[1]
         return round(longest * (1 - self.jitter * random.random()))
-
-    def _late_ns(self, share: float) -> int:
-        """The quantile of how late the client is."""
-        late = self.late_ns
-        if len(late) < 2:
-            return late[0] if late else 0
-        place, part = divmod(share * (len(late) - 1), 1)
-        low = late[int(place)]
-        return round(low + part * (late[int(place) + 1] - low))
 
 
 OPENAI = RetryRule("openai", most_asked_ns=120 * SECOND_NS)
@@ -87,8 +114,11 @@ MOST_LATE_NS = 250_000_000
 
 EARLY_NS = 2_000_000
 
-LATE_QUANTILES = 41
-"""Of how late a client is; more where more waits were seen would be noise."""
+QUANTILES = 41
+"""Of how long a client takes; more would be noise."""
+
+FEWEST = 20
+"""Times of one kind from which their quantiles are taken."""
 
 AGREE = 0.9
 """The share of waits that have to be as the rule says."""
@@ -120,8 +150,6 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
     rule: RetryRule | None = None
     seen = unseen = 0
     waited: list[tuple[int, int, int]] = []
-    lates: list[int] = []
-    refusals: list[int] = []
     given_up: set[int] = set()
     for call in calls:
         if not call.asked:
@@ -138,9 +166,6 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
             given_up.add(len(call.attempts) - 1)
         for n, (one, after) in enumerate(pairwise(call.attempts), start=1):
             asked_ns = one.retry_after_ns
-            if asked_ns:
-                lates.append(_sent_ns(after) - _sent_ns(one) - asked_ns)
-                refusals.append(one.ended_ns - one.started_ns)
             waited.append(
                 (after.started_ns - one.ended_ns, *((asked_ns, asked_ns) if asked_ns else rule.backoff_ns(n)))
             )
@@ -165,22 +190,48 @@ def observed_retries(calls: Iterable[ModelCall], retries: int | None = None) -> 
             words = f"no request was given up: {count} retries are taken, the {rule.name} SDK's default"
             if seen > rule.retries:
                 words = f"no request was given up: {count} retries are taken, the most that were seen"
-    return replace(found, rule=replace(rule, retries=count, late_ns=_quantiles(lates, refusals)), words=words)
+    return replace(found, rule=replace(rule, retries=count), words=words)
+
+
+def observed_times(processes: Iterable[Iterable[ModelCall]]) -> RetryTimes | None:
+    """How long clients took with retries, from the calls of each process; None: too few were asked for."""
+    late: list[int] = []
+    send_gap: list[int] = []
+    refusal: list[int] = []
+    notice_gap: list[int] = []
+    for calls in processes:
+        retries, refusals = [], []
+        for call in calls:
+            for one, after in pairwise(call.attempts):
+                if one.retry_after_ns:
+                    retries.append((_sent_ns(after), one.ended_ns + one.retry_after_ns))
+            refusals += [(one.ended_ns, _sent_ns(one)) for one in call.attempts if one.status == 429]
+        _sort_gaps(retries, late, send_gap)
+        _sort_gaps(refusals, refusal, notice_gap)
+    if min(len(late), len(refusal)) < FEWEST:
+        return None
+    kinds = (late, send_gap, refusal, notice_gap)
+    return RetryTimes(*(_quantiles(one) if len(one) >= FEWEST else () for one in kinds))
+
+
+def _sort_gaps(times: list[tuple[int, int]], alone: list[int], behind: list[int]) -> None:
+    """Of (when it happened, from when it could): how long it took alone, or behind the one before it."""
+    times.sort()
+    before = None
+    for happened, could in times:
+        if before is None or could > before:
+            alone.append(max(0, happened - could))
+        else:
+            behind.append(happened - before)
+        before = happened
+
+
+def _quantiles(values: list[int]) -> tuple[int, ...]:
+    return tuple(int(one) for one in np.quantile(values, np.linspace(0.0, 1.0, QUANTILES)))
 
 
 def _sent_ns(attempt: Attempt) -> int:
     return attempt.started_ns if attempt.sent_ns is None else attempt.sent_ns
-
-
-def _quantiles(lates: list[int], refusals: list[int]) -> tuple[int, ...]:
-    """Of the times from one try to the next beyond what was asked, without the typical refusal.
-
-    A refusal that lasted long and a late retry come from the same busy moment: they are drawn together.
-    """
-    if not any(late := np.array(lates, np.int64) - int(median(refusals or [0]))):
-        return ()
-    shares = np.linspace(0.0, 1.0, LATE_QUANTILES) if len(lates) > 1 else [0.5]
-    return tuple(int(one) for one in np.quantile(late, shares))
 
 
 def _agreeing(waited: list[tuple[int, int, int]]) -> int:

@@ -48,7 +48,7 @@ class CallColumns(NamedTuple):
                 rows += [
                     (
                         call.tool,
-                        call.service_ns - call.client_ns,
+                        call.service_ns,
                         not call.filled,
                         place,
                         number,
@@ -89,7 +89,7 @@ class ReplyColumns(NamedTuple):
     def of(cls, fitted: Fitted) -> ReplyColumns:
         rows = [
             (
-                one.service_ns - one.client_ns,
+                one.service_ns,
                 one.first_token_ns,
                 one.output_tokens,
                 one.input_tokens,

@@ -14,7 +14,7 @@ Refused calls are in nobody's way: they are not counted as in flight.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,17 @@ class Calls:
     loop: Ints | None = None
     sending: Ints | None = None
     late: Ints | None = None
+
+    def at_server(self) -> Calls:
+        """The calls as the server saw them: sent later than they began, over before that was noticed.
+
+        An end comes at any time of the client's busy period, so that half of how late it may be is the mean.
+        """
+        if self.sending is None or self.late is None:
+            return self
+        started = np.minimum(self.started + self.sending, self.ended)
+        ended = np.maximum(started, self.ended - self.late // 2)
+        return replace(self, started=started, ended=ended, sending=None, late=None)
 
     def chosen(self, rows: Ints | Bools) -> Calls:
         """These rows of it, in this order."""

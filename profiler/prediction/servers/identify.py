@@ -45,14 +45,13 @@ def identify(calls: Calls, *, seed: int = 0) -> Finding:
     """
     mixed = np.random.default_rng(seed).permutation(calls.started.size)
     calls = calls.chosen(mixed)
-    others = in_flight(calls)
-    taken = ~calls.refused
-    seen = _seen(others[taken])
+    taken, served = ~calls.refused, calls.at_server()
+    seen = _seen(in_flight(served)[taken])
     if taken.sum() < FEWEST_CALLS:
         few = f"only {int(taken.sum())} calls were accepted: nothing is known of what it does under load"
         return Finding(Rule("none"), False, seen, None, few, ())
     refusals = int(calls.refused.sum())
-    return _together(waiting(calls, taken), refusing(calls, others), seen, refusals)
+    return _together(waiting(served, taken), refusing(calls, in_flight(calls)), seen, refusals)
 
 
 def _seen(others: Ints) -> tuple[float, float]:

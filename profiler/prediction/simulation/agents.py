@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from profiler.arrivals import pause_after
 from profiler.limits.limiter import Signal
 from profiler.limits.refusals import Holdback
+from profiler.limits.token_bucket import QuotaRefusal
 from profiler.prediction.simulation.lanes import Lane, Process
 from profiler.prediction.simulation.load import Chain, RecordedTrial
 from profiler.prediction.simulation.work import CallWork, LoopWork
@@ -21,7 +22,7 @@ NOTHING: dict[str, float] = {}
 class Call:
     """A tool call under way."""
 
-    __slots__ = ("failed", "lanes", "loop", "place", "service_ns", "step", "tickets", "tool")
+    __slots__ = ("client_ns", "failed", "lanes", "loop", "place", "service_ns", "step", "tickets", "tool")
 
     lanes: tuple[Lane, ...]
     tickets: list[Any]
@@ -30,6 +31,7 @@ class Call:
         self.loop = loop
         self.tool = work.tool
         self.service_ns = work.service_ns
+        self.client_ns = work.client_ns
         self.failed = work.failed
         self.place = place
 
@@ -94,6 +96,14 @@ class Call:
             lane.leave(ticket, signal, used)
 
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
+        if self.client_ns and not refused:  # a refusal's is in the server's `refusal_ns`
+            clock = self.loop.simulation.clock
+            clock.at(clock.now + self.client_ns, self.noticed)
+        else:
+            self.noticed(None, refused, retry_after_ns)
+
+    def noticed(self, _: Any, refused: bool = False, retry_after_ns: int | None = None) -> None:
+        """The client has the answer."""
         loop = self.loop
         if loop.simulation.limited:
             if refused and retry_after_ns is not None:
@@ -158,10 +168,36 @@ class Loop:
         if quota is not None:
             refusal = quota.admit(work.input_tokens, work.output_tokens, simulation.clock.now)
             if refusal is not None:
-                model.use.arrived += 1
-                model.refuse(self, simulation.announced.wait_ns(refusal))
+                self._refused(refusal)
                 return
         model.arrive(self)
+
+    def _refused(self, refusal: QuotaRefusal) -> None:
+        """The model's quota refuses the request."""
+        simulation, process = self.simulation, self.process
+        model, clock = simulation.model, simulation.clock
+        wait_ns = simulation.announced.wait_ns(refusal)
+        model.use.arrived += 1
+        if simulation.retry is None or simulation.retry.times is None:
+            model.refuse(self, wait_ns)
+            return
+        model.use.refused += 1
+        process.noticed_ns = simulation.retry.times.noticed_ns(
+            clock.now, process.noticed_ns, simulation.random
+        )
+        clock.at(process.noticed_ns, self._turned_away, wait_ns)
+
+    def _turned_away(self, wait_ns: int | None) -> None:
+        self.answered(True, wait_ns)
+
+    def again(self, _: Any = None) -> None:
+        """The next attempt is due."""
+        simulation, process = self.simulation, self.process
+        clock = simulation.clock
+        assert simulation.retry is not None
+        assert simulation.retry.times is not None
+        process.sent_ns = simulation.retry.times.sent_ns(clock.now, process.sent_ns, simulation.random)
+        clock.at(process.sent_ns, self.ask)
 
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
         simulation = self.simulation
@@ -172,15 +208,16 @@ class Loop:
                 self._end(False)
                 return
             wait_ns = retry.delay_ns(self.tries, retry_after_ns, simulation.random)
-            clock.at(clock.now + wait_ns, self.ask)
+            clock.at(clock.now + wait_ns, self.ask if retry.times is None else self.again)
             return
         if simulation.quota is not None:
             simulation.quota.release()
         work = self.work.rounds[self.round]
+        noticed_ns = work.client_ns + work.parse_ns
         if work.calls:
-            clock.at(clock.now + work.parse_ns, self.tools)
+            clock.at(clock.now + noticed_ns, self.tools)
         else:
-            self._next(work.parse_ns + work.collect_ns)
+            self._next(noticed_ns + work.collect_ns)
 
     def tools(self, _: Any = None) -> None:
         """Hand the calls of the round to the strategy."""

@@ -95,10 +95,12 @@ class Process:
         "held",
         "holdbacks",
         "lanes",
+        "noticed_ns",
         "of_tools",
         "paths",
         "random",
         "rules",
+        "sent_ns",
         "share",
         "slots",
     )
@@ -114,6 +116,7 @@ class Process:
         self.holdbacks: dict[int, Holdback] = {}
         self.held = False
         self.slots = 0
+        self.sent_ns = self.noticed_ns = 0  # of the last retry and the last refusal
 
     def path(self, tool: str, server: str, agent: str) -> tuple[Lane, ...]:
         """The lanes that a call passes, in order."""

@@ -17,11 +17,11 @@ from profiler.prediction.servers.pace import Pace
 class CallWork:
     """One tool call. `tool` is its place in `System.tools`.
 
-    `service_ns` is what the call takes at a server that lets it wait for nothing, with what network and
-    client add to each call. `failed`: it fails after that time, for reasons of its own. `after_ns`: from the
-    start of the tool phase until it was handed to the strategy. `filled`: its service is not known, since it
-    was refused; that of another call stands for it. `client_ns` of it is held to be the client's own:
-    sending, and half of what a busy client may have noticed late.
+    `service_ns` is what the call takes at a server that lets it wait for nothing, with what the network adds;
+    `client_ns` what the client adds: sending, and half of what a busy client may have noticed late. Meanwhile
+    it has its place in the strategy's limits, and none at the server. `failed`: it fails after that time, for
+    reasons of its own. `after_ns`: from the start of the tool phase until it was handed to the strategy.
+    `filled`: its service is not known, since it was refused; that of another call stands for it.
     """
 
     tool: int
@@ -37,9 +37,9 @@ class RoundWork:
     """One model request and the calls of its reply.
 
     `service_ns` is the request's own time, without attempts that were refused and the waits between them, of
-    which `first_token_ns` passed before the first token (0: not known), and `client_ns` is held to be the
-    client's own, as in `CallWork`. `parse_ns` lies between the reply and
-    the handing over of its calls, `collect_ns` between the last call's end and the end of the round.
+    which `first_token_ns` passed before the first token (0: not known), and `client_ns` what the client adds,
+    as in `CallWork`. `parse_ns` lies between the reply and the handing over of its calls, `collect_ns`
+    between the last call's end and the end of the round.
     """
 
     service_ns: int
@@ -58,7 +58,8 @@ class LoopWork:
 
     `failed`: it ends without an answer after these rounds, for reasons of its own. `at_ns` is when it started
     in the recording. Loops of the same `cluster` are the same work, recorded several times (a tape's entry):
-    they are resampled together. `weight` makes up for loops like it that the recording lost.
+    they are resampled together. `weight` makes up for loops like it that the recording lost. `trial`: that of
+    the recording in which it ran, -1 for none.
     """
 
     rounds: tuple[RoundWork, ...]
@@ -68,6 +69,7 @@ class LoopWork:
     at_ns: int = 0
     cluster: int = 0
     weight: float = 1.0
+    trial: int = -1
 
 
 @dataclass(frozen=True, slots=True)
