@@ -263,7 +263,11 @@ def _retries(run: Run, records: Sequence[LoopRecord], requests: Sequence[ModelCa
         of_process = processes.setdefault((record.trial, record.process), [])
         of_process += [round_.model for round_ in record.rounds if round_.model.asked]
     waited = waited_of(run)
-    calm = [calls for (trial, _), calls in processes.items() if waited.get(trial or 0, 0.0) <= CALM]
+    calm = [
+        calls
+        for (trial, _), calls in processes.items()
+        if waited.get(-1 if trial is None else trial, 0.0) <= CALM
+    ]
     return replace(rule, times=observed_times(calm) or observed_times(processes.values()))
 
 
