@@ -95,15 +95,16 @@ class Call:
         for lane, ticket in zip(lanes, tickets, strict=True):
             lane.leave(ticket, signal, used)
 
+    def noticed(self, _: Any) -> None:
+        """The client has the answer that the server gave a while ago."""
+        self.client_ns = 0
+        self.answered(False, None)
+
     def answered(self, refused: bool, retry_after_ns: int | None) -> None:
         if self.client_ns and not refused:  # a refusal's is in the server's `refusal_ns`
             clock = self.loop.simulation.clock
             clock.at(clock.now + self.client_ns, self.noticed)
-        else:
-            self.noticed(None, refused, retry_after_ns)
-
-    def noticed(self, _: Any, refused: bool = False, retry_after_ns: int | None = None) -> None:
-        """The client has the answer."""
+            return
         loop = self.loop
         if loop.simulation.limited:
             if refused and retry_after_ns is not None:
