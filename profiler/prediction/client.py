@@ -37,7 +37,7 @@ class Added(NamedTuple):
 def waited_of(run: Run) -> dict[int, float]:
     """Of each trial by its index, the share of the time for which its client waited for a processor.
 
-    That of the process that waited longest; without those of which it is not known.
+    Of several processes that of the one that waited longest. Trials where it is not known are left out.
     """
     waited: dict[int, float] = {}
     for health in run.client:

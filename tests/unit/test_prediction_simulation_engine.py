@@ -306,6 +306,20 @@ def test_wait_after_a_refusal_is_the_gate_s(spec: str) -> None:
     assert [end / 1e9 for _, end, _ in found] == pytest.approx([end / 1e9 for _, end, _ in real], abs=2e-6)
 
 
+def arriving(chains: tuple[Chain, ...], quota: QuotaFinding, retry: RetryRule) -> Simulated:
+    """Loops that arrive when their chains say, at a model with a quota."""
+    trial = RecordedTrial(chains, True, 0, 6.0, (-1,), period_ns=10**12)
+    return simulate_recorded(
+        system(NONE),
+        parse_strategy("gathered"),
+        SimulatedLoad(len(chains)),
+        [trial],
+        60.0,
+        quota=quota,
+        retry=retry,
+    )
+
+
 def test_model_s_quota_refuses_and_the_sdk_tries_again_as_its_rule_says() -> None:
     """Loops of one request, 0.25 s after each other, at a bucket of 2 that gets one a second."""
     rate, burst, lasts, gap, tried = 1.0, 2.0, 0.5, 0.25, 3
@@ -331,15 +345,7 @@ def test_model_s_quota_refuses_and_the_sdk_tries_again_as_its_rule_says() -> Non
         Chain(0, (LoopWork((RoundWork(int(lasts * 1e9)),)),), (round(due * 1e9),), (True,))
         for due in arrivals
     )
-    run = simulate_recorded(
-        system(NONE),
-        parse_strategy("gathered"),
-        SimulatedLoad(len(chains)),
-        [RecordedTrial(chains, True, 0, 6.0, (-1,), period_ns=10**12)],
-        60.0,
-        quota=quota,
-        retry=RetryRule("openai", retries=tried - 1),
-    )
+    run = arriving(chains, quota, RetryRule("openai", retries=tried - 1))
     one = run.trials[0]
     assert run.refused > 10
     assert set(one.ok) == {False, True}
@@ -355,15 +361,7 @@ def test_those_told_the_same_moment_come_back_one_after_another() -> None:
     chains = tuple(Chain(0, (LoopWork((RoundWork(50 * ms),)),), (place * ms,), (True,)) for place in range(4))
 
     times = RetryTimes(late=(3 * ms,) * 2, send_gap=(2 * ms,) * 2, refusal=(5 * ms,) * 2, notice_gap=(ms, ms))
-    run = simulate_recorded(
-        system(NONE),
-        parse_strategy("gathered"),
-        SimulatedLoad(len(chains)),
-        [RecordedTrial(chains, True, 0, 6.0, (-1,), period_ns=10**12)],
-        60.0,
-        quota=quota,
-        retry=RetryRule("openai", retries=2, times=times),
-    )
+    run = arriving(chains, quota, RetryRule("openai", retries=2, times=times))
     one = run.trials[0]
     # The first passes at 0. The others come at 1, 2 and 3, and hear at 6, 7 and 8 that they are to wait 100,
     # 99 and 98 ms (rounded up): all until 106. They are sent at 109, 111 and 113. The second passes. The last

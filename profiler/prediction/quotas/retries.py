@@ -68,7 +68,7 @@ class RetryRule:
 
     `base_ns` is the first backoff, doubled with each attempt up to `cap_ns`, of which `jitter` at most is
     left out at random. `most_asked_ns`: a Retry-After above it is not waited for, the request fails.
-    `times`: how long the client takes beside, None for no time.
+    `times`: how long the client takes beside these waits; None: it takes no time.
     """
 
     name: str
