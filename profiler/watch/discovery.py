@@ -89,36 +89,39 @@ def _things() -> Iterator[Any]:
 
 
 def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
-    """These things, and those that they hold."""
+    """These things, and those that they hold; left out are those that can hold no tool."""
+    held_by: dict[type, Callable[[Any], Iterable[Any]] | None] = {}  # data comes by the hundred thousand
     seen: set[int] = set()
     kept: list[Any] = []  # an id is that of another object once its own is gone
     for _ in range(deep):
         inside: list[Any] = []
         for thing in waiting:
-            if id(thing) not in seen:
+            kind = type(thing)
+            if kind not in held_by:
+                held_by[kind] = _held_by(kind)
+            held = held_by[kind]
+            if held is not None and id(thing) not in seen:
                 seen.add(id(thing))
                 kept.append(thing)
                 yield thing
-                if type(thing) in (dict, list, tuple):
-                    inside += [*thing.values()] if type(thing) is dict else [*thing]
-                elif isinstance(thing, type):
-                    inside.append(dict(vars(thing)))
-                elif type(thing) is types.FunctionType:
-                    inside += _cells(thing)
-                elif type(thing) is functools.partial:
-                    inside.append(thing.func)
-                elif type(thing) is types.MethodType:
-                    inside += [thing.__func__, thing.__self__]
-                elif (_is_of_application(type(thing)) or _may_hold_tools(thing)) and (
-                    held := _attributes(thing)
-                ) is not None:
-                    inside.append(held)
+                inside += held(thing)
         waiting = inside
 
 
-def _may_hold_tools(thing: Any) -> bool:
+def _held_by(kind: type) -> Callable[[Any], Iterable[Any]] | None:
+    """What gives what a thing of this class holds; None where that is of no interest."""
+    if kind in _HELD:
+        return _HELD[kind]
+    if issubclass(kind, type):
+        return lambda made: (dict(vars(made)),)
+    if _is_of_application(kind) or _may_hold_tools(kind):
+        return lambda thing: () if (own := _attributes(thing)) is None else (own,)
+    return None
+
+
+def _may_hold_tools(kind: type) -> bool:
     """Whether an object of some framework is a tool, or an agent or graph that holds tools, by its class."""
-    name = type(thing).__name__.lower()
+    name = kind.__name__.lower()
     return any(word in name for word in ("tool", "agent", "graph", "runner"))
 
 
@@ -131,6 +134,16 @@ def _cells(function: types.FunctionType) -> list[Any]:
         except ValueError:  # nothing yet
             continue
     return found
+
+
+_HELD: dict[type, Callable[[Any], Iterable[Any]]] = {
+    dict: lambda thing: [*thing.values()],
+    list: lambda thing: thing,
+    tuple: lambda thing: thing,
+    types.FunctionType: _cells,
+    functools.partial: lambda thing: (thing.func,),
+    types.MethodType: lambda thing: (thing.__func__, thing.__self__),
+}
 
 
 def _is_own(module: Any) -> bool:

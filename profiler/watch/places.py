@@ -19,7 +19,7 @@ _LIBRARY = tuple(
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)  # more than the modules of any process: each is asked for in every search
 def is_application(filename: str) -> bool:
     """Whether code of this file is the application's: no library's, not Python's own and not ours.
 
@@ -27,10 +27,18 @@ def is_application(filename: str) -> bool:
     """
     if filename.startswith("<"):
         return not filename.startswith(("<frozen", "<__array", "<attrs", "<lambdifygenerated"))
-    path = os.path.realpath(filename)
+    path = os.path.join(_real_folder(os.path.dirname(filename)), os.path.basename(filename))
+    if os.path.islink(path):
+        path = os.path.realpath(path)
     if path.startswith(_PACKAGE) or any(part in path for part in _INSTALLED):
         return False
     return not path.startswith(_LIBRARY)
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    """Its path without links: that asks the file system about each part of it, for each file once more."""
+    return os.path.realpath(path)
 
 
 PASSES = "its calls pass through code of the profiler's"

@@ -141,7 +141,8 @@ def test_settings_of_an_agent_are_compared_as_strategies(processes: Locust) -> N
     (processes.path / "my_limited_agent.py").write_text(LIMITED)
     settings = ["--agent", "my_limited_agent:make_agent", "--variant", "calls=1,2", "--variant", "answer=sun"]
     code, said = processes.run(
-        *("-u", "8", "-r", "8", "-t", "4s", "--scenario", "instant", "--processes", "2", *settings)
+        *("-u", "8", "-r", "8", "--blocks", "1", "--trial-seconds", "1", "--scenario", "instant"),
+        *("--processes", "2", *settings),
     )
     assert code == 0, said
     directory = processes.directory()

@@ -57,7 +57,7 @@ def run_both(both: dict[str, Locust], arguments: Callable[[], list[str]]) -> dic
 
 
 def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -> None:
-    run_both(patched_or_not, lambda: [*INSTANT, "-t", "6s", "--csv", "stats"])
+    run_both(patched_or_not, lambda: [*INSTANT, "-t", "10s", "--csv", "stats"])
     for processes in patched_or_not.values():
         directory = processes.directory()
         run, records = directory.load(), list(directory.records())
@@ -65,7 +65,7 @@ def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -
         assert run.finished
         assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
         took_ns = run.trials[-1].drained_ns - run.trials[0].started_ns
-        assert took_ns < 17e9  # three turns of 6 s would be more
+        assert took_ns < 28e9  # three turns of 10 s would be more
         measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
         assert measured > 1e9
         # Locust's own figures and the records are the same loops, rounds and calls.

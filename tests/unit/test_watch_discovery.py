@@ -9,13 +9,14 @@ import gc
 import inspect
 import pickle
 import sys
+import types
 import typing
 import weakref
 from dataclasses import dataclass
 
 import pytest
 
-from profiler.watch.discovery import Exchange, exchange, functions_of, place_of
+from profiler.watch.discovery import Exchange, _inside, exchange, functions_of, place_of
 from profiler.watch.places import is_application, is_code_of_application, place
 
 
@@ -383,3 +384,31 @@ def test_function_in_a_framework_s_tool_is_found_where_objects_are_frozen():
     assert gc.get_freeze_count()  # tests/conftest.py freezes what was imported
     # What the decorator made is the application's here, too.
     assert found("disc_decorated") == ["decorated.<locals>.invoke", "disc_decorated"]
+
+
+class DiscKept:
+    def __init__(self) -> None:
+        self.tools = [disc_decorated]
+
+
+def test_of_data_that_modules_keep_only_what_may_hold_a_tool_is_looked_at():
+    kept = DiscKept()
+    data = {"rows": [[1, "a", 2.0, None, b"b", frozenset((3,)), 4j]] * 3, "kept": kept, "kind": DiscKept}
+    seen = [*_inside([data], 5)]
+    tool = type(disc_decorated)
+    assert {type(one) for one in seen} == {dict, list, type, types.FunctionType, DiscKept, tool}
+    assert [one for one in seen if type(one) is list] == [data["rows"], data["rows"][0], kept.tools]
+    assert sum(one is disc_decorated for one in seen) == 1
+
+
+def test_file_of_a_library_by_a_link_is_no_application_s(tmp_path):
+    library = tmp_path / "site-packages" / "disc_library"
+    library.mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    (library / "tools.py").touch()
+    (tmp_path / "linked").symlink_to(library)
+    (tmp_path / "own" / "tools.py").symlink_to(library / "tools.py")
+    (tmp_path / "own" / "agent.py").touch()
+    assert not is_application(str(tmp_path / "linked" / "tools.py"))
+    assert not is_application(str(tmp_path / "own" / "tools.py"))
+    assert is_application(str(tmp_path / "own" / "agent.py"))
