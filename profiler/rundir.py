@@ -399,9 +399,10 @@ class RunDirectory:
                     raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
         directory = cls(path)
         try:
-            directory.save(run)
+            # In this order: by `run.json` others know a run directory, and they read its records at once.
             with _failing(directory.records_path, "cannot be written"):
                 open(directory.records_path, "ab", opener=opener_like(path)).close()
+            directory.save(run)
         except (KeyboardInterrupt, RecordError):  # nobody else knows of it yet
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):  # for want of files to open, rmtree removes nothing

@@ -93,6 +93,19 @@ def test_directories_of_one_second_do_not_collide(tmp_path: Path) -> None:
     assert names == ["20231114-221320", "20231114-221320-2", "20231114-221320-3"]
 
 
+def test_directory_that_is_seen_has_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for run directories meanwhile goes by `run.json`."""
+    save, at_saving = RunDirectory.save, []
+
+    def saving(directory: RunDirectory, run: Run) -> None:
+        at_saving.append((RunDirectory.is_one(directory.path), directory.records_path.stat().st_size))
+        save(directory, run)
+
+    monkeypatch.setattr(RunDirectory, "save", saving)
+    RunDirectory.create(tmp_path, RUN)
+    assert at_saving == [(False, 0)]
+
+
 def test_killed_run_is_readable(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, dataclasses.replace(RUN, trials=(TRIAL,)))
     lines = b"\n".join(records.encode(loop(n)) for n in range(3))
