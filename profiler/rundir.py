@@ -403,7 +403,7 @@ class RunDirectory:
             with _failing(directory.records_path, "cannot be written"):
                 open(directory.records_path, "ab", opener=opener_like(path)).close()
             directory.save(run)
-        except (KeyboardInterrupt, RecordError):  # nobody else knows of it yet
+        except BaseException:  # nobody else knows of it yet
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):  # for want of files to open, rmtree removes nothing
                 path.rmdir()

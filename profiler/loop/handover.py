@@ -23,7 +23,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from profiler.loop.eventloop import start_native_thread, unpatched
-from profiler.process.lifetime import at_exit
+from profiler.process.lifetime import at_exit, in_forked_child, is_ending
 
 MOST_WAITING = 10_000
 """Pieces of work that may wait; more are refused."""
@@ -35,7 +35,9 @@ PATIENCE_NS = 100_000_000
 """For how long one handover waits in all, beyond quick work."""
 
 EXIT_SECONDS = 2.0
-"""For how long the end of the program waits for what was handed over before."""
+TURN_SECONDS = 0.02
+"""For how long the end of the program waits for what is handed over, in turns of which one counts for no more
+than that: on a machine that stands still, or is busy, the thread gets no turn in two seconds."""
 
 Work = Callable[[], None]
 
@@ -113,7 +115,9 @@ class Handover:
             thread.pieces.put(piece)
         except Exception:  # no thread can be started, at the end of the program or at a limit of threads
             return False
-        if waits and idle:
+        if waits and is_ending():
+            _flush_at_exit(thread)  # nobody does so later
+        elif waits and idle:
             self._wait(piece)
         return True
 
@@ -150,22 +154,52 @@ class Handover:
 
 
 def _flush(thread: _Thread, timeout: float | None) -> bool:
+    done = _marked(thread)
+    return bool(done.acquire(timeout=-1 if timeout is None else max(0.0, timeout)))
+
+
+def _marked(thread: _Thread) -> Any:
+    """A lock that is released when the thread has done all that it was given so far."""
     last = _Piece(_nothing, copy_context(), unpatched(_thread, "allocate_lock")())
     last.done.acquire()
     thread.pieces.put(last)
-    return bool(last.done.acquire(timeout=-1 if timeout is None else max(0.0, timeout)))
+    return last.done
 
 
 def _nothing() -> None:
     pass
 
 
+_TURNS = int(EXIT_SECONDS / TURN_SECONDS)
+_turns_left = _TURNS
+
+
+def _renew_turns() -> None:
+    global _turns_left
+    _turns_left = _TURNS
+
+
+in_forked_child(_renew_turns)
+
+
+def _flush_at_exit(thread: _Thread) -> bool:
+    """As `Handover.flush`, for `EXIT_SECONDS` in all for the whole end of the program."""
+    global _turns_left
+    if thread.ident == unpatched(_thread, "get_ident")():
+        return False
+    done = _marked(thread)
+    while not done.acquire(timeout=TURN_SECONDS):
+        _turns_left -= 1
+        if _turns_left <= 0:
+            return False
+    return True
+
+
 def _flush_all() -> None:
     """Before the program ends, threads like these are stopped wherever they are."""
-    until = time.monotonic() + EXIT_SECONDS
     left = 0
     for thread in list(_running):
-        if thread.pid == os.getpid() and not _flush(thread, until - time.monotonic()):
+        if thread.pid == os.getpid() and not _flush_at_exit(thread):
             left += max(1, thread.pieces.qsize() - 1)  # without the one that was to tell
     if left:
         _log.error("the program ends before %d records have reached a sink, which is too slow", left)

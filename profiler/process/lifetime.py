@@ -51,11 +51,48 @@ def at_exit(function: Done) -> None:
 
     May be called again, which makes it the first; in a child too. It may be called twice at the end: the
     children of `multiprocessing` leave without `atexit`, and have a list of their own, which is used as well.
+    While the process ends, when another thread may ask for it, it is called after all others.
     """
-    atexit.unregister(function)
-    atexit.register(function)
+    if _ending:
+        _added_at_the_end.append(function)
+    else:
+        for one in (function, _begin_to_end):
+            atexit.unregister(one)
+            atexit.register(one)
     # Not imported: without it, or while another thread imports it, this process is no such child.
     parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
     finalize = getattr(sys.modules.get("multiprocessing.util"), "Finalize", None)
     if parent_process is not None and finalize is not None and parent_process() is not None:
-        finalize(None, function, exitpriority=next(_numbers))  # those of the highest come first
+        for one in (function, _begin_to_end):
+            finalize(None, one, exitpriority=next(_numbers))  # those of the highest come first
+
+
+def is_ending() -> bool:
+    """Whether what is registered here is being called: what begins now may not come to its end by itself."""
+    return _ending
+
+
+_ending = False
+_added_at_the_end: list[Done] = []
+
+
+def _begin_to_end() -> None:
+    global _ending
+    _ending = True
+
+
+def _end() -> None:
+    while _added_at_the_end:
+        _added_at_the_end.pop()()
+
+
+def _not_ending() -> None:
+    """A child that is forked while its parent ends goes on."""
+    global _ending
+    _ending = False
+    _added_at_the_end.clear()
+
+
+# `atexit` never calls what is registered while it calls others.
+atexit.register(_end)
+in_forked_child(_not_ending)

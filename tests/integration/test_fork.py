@@ -67,8 +67,9 @@ from profiler.exporters.jsonl import JsonlSink
 from profiler.instrument import Profiler
 
 sink = JsonlSink("lines.jsonl")
-profiler = Profiler(sinks=[sink, lambda record: behind(record)])
+profiler = Profiler(sinks=[sink, lambda record: (time.sleep(seconds), behind(record))])
 behind = JsonlSink("behind.jsonl")
+seconds = 0.2 if sys.argv[1].startswith("slow") else 0
 
 
 def loops(count=3):
@@ -83,6 +84,9 @@ def late():
 
 def nothing():
     loops()
+
+
+slow = nothing  # the first record reaches the file behind only while the process ends
 
 
 def exit():
@@ -141,7 +145,7 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if sys.argv[1] == "late":
+if sys.argv[1].endswith("late"):
     atexit.register(late)
     with profiler.loop():  # so that the threads are there
         pass
@@ -159,6 +163,8 @@ ENDS = {
     "os_exit": 0,
     "killed": -signal.SIGKILL,
     "late": 0,
+    "slow": 0,
+    "slow_late": 0,
 }
 
 
@@ -174,6 +180,6 @@ def test_the_end_of_a_process_loses_no_record(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = dict(zip(ENDS, pool.map(ended, ENDS), strict=True))
     assert {end: loops for end, (loops, _) in found.items()} == {
-        end: [4, 4] if end == "late" else [3, 3] for end in ENDS
+        end: [4, 4] if end.endswith("late") else [3, 3] for end in ENDS
     }
     assert {end for end, (_, said) in found.items() if said} == {"exception", "interrupted"}

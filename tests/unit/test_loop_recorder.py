@@ -205,6 +205,45 @@ def test_the_thread_of_a_recorder_that_nobody_has_any_more_ends():
         os.sched_yield()
 
 
+class SlowLock:
+    """Released after so many turns."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+
+    def acquire(self, timeout: float) -> bool:
+        assert timeout == handover.TURN_SECONDS
+        self.turns -= 1
+        return self.turns < 0
+
+
+def test_the_end_waits_for_turns_and_not_for_time_and_for_so_many_in_all(monkeypatch):
+    thread = handover._Thread()
+    monkeypatch.setattr(handover, "_turns_left", 5)
+    waits = []
+    for turns in (3, 0, 9, 0):
+        monkeypatch.setattr(handover, "_marked", lambda _, turns=turns: SlowLock(turns))
+        waits.append((handover._flush_at_exit(thread), handover._turns_left))
+    assert waits == [(True, 2), (True, 2), (False, 0), (True, 0)]
+
+
+def test_what_is_handed_over_while_the_process_ends_is_waited_for(monkeypatch):
+    monkeypatch.setattr(handover, "is_ending", lambda: True)
+    done: list[int] = []
+    worker = Handover()
+    for number in range(3):
+        worker.put(lambda number=number: done.append(number))
+        assert done == [*range(number + 1)]
+
+    def inside() -> None:  # on its own thread it would wait for itself
+        worker.put(lambda: done.append(4))
+        done.append(3)
+
+    worker.put(inside)
+    worker.flush(60)
+    assert done == [0, 1, 2, 3, 4]
+
+
 PROGRAM = """
 import os, sys
 from profiler.instrument import Profiler

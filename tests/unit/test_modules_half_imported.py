@@ -50,4 +50,23 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def test_end_of_a_process_while_multiprocessing_comes(registered: list[object], half: None) -> None:
     at_exit(print)
-    assert registered == [print]
+    assert registered == [print, lifetime._begin_to_end]
+
+
+def test_what_another_thread_registers_while_the_process_ends_is_called_after_all_others(
+    registered: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifetime, "_ending", False)
+    called: list[str] = []
+    at_exit(lambda: called.append("before"))
+    assert not lifetime.is_ending()
+    for function in reversed(registered):  # as `atexit` does, which would not call what is added meanwhile
+        function()  # type: ignore[operator]
+        assert lifetime.is_ending()
+        at_exit(lambda: called.append("meanwhile"))
+    assert len(registered) == 2
+    assert called == ["before"]
+    lifetime._end()
+    assert called == ["before", "meanwhile", "meanwhile"]
+    lifetime._not_ending()
+    assert not lifetime.is_ending()
