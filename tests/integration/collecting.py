@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from profiler.recordings.keeping import made_by
 from profiler.records import LoopRecord
 
-SECONDS = 60
+SECONDS = 120
 """For how long anything is waited for."""
 MS = 10**6
 

@@ -64,11 +64,11 @@ class Locust:
         self.started.append(process)
         return process
 
-    def run(self, *arguments: str, timeout: float = 90, **environment: str) -> tuple[int, str]:
+    def run(self, *arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str]:
         """Exit code and everything it said; checks that nothing went wrong on the way out."""
         return self.end(self.start("--headless", *arguments, **environment), timeout)
 
-    def end(self, process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, str]:
+    def end(self, process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str]:
         output, _ = process.communicate(timeout=timeout)
         assert "Traceback" not in output, output
         assert "being finalized" not in output, output

@@ -118,11 +118,11 @@ async def openai_agents(target: Target, client: Any) -> None:
     if target.command:
         command, *arguments = target.command
         server = MCPServerStdio(
-            {"command": command, "args": arguments}, name="search-server", client_session_timeout_seconds=60
+            {"command": command, "args": arguments}, name="search-server", client_session_timeout_seconds=200
         )
     else:
         server = MCPServerStreamableHttp(
-            {"url": target.url}, name="search-server", client_session_timeout_seconds=60
+            {"url": target.url}, name="search-server", client_session_timeout_seconds=200
         )
     async with server:
         agent = Agent(
@@ -151,7 +151,7 @@ async def fastmcp_client(target: Target, client: Any) -> None:
     from fastmcp.client.transports import StdioTransport
 
     place: Any = StdioTransport(target.command[0], [*target.command[1:]]) if target.command else target.url
-    async with Client(place) as server:
+    async with Client(place, init_timeout=200) as server:  # its own 5 s are few where four tests run at once
         await drive(client, await server.list_tools(), server.call_tool)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from profiler.process.ports import free_port
 
-SECONDS = 60
+SECONDS = 120
 """For how long anything is waited for."""
 
 

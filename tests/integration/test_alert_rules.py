@@ -160,7 +160,7 @@ def test_alert(case: Case, tmp_path):
     }
     path = tmp_path / "test.yml"
     path.write_text(yaml.safe_dump(tests))
-    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, f"{alert.expr}\n{run.stdout}{run.stderr}"
 
 
@@ -202,7 +202,7 @@ def test_the_texts_of_an_alert_name_what_it_is_about(tmp_path):
     }
     path = tmp_path / "test.yml"
     path.write_text(yaml.safe_dump(tests))
-    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -210,6 +210,6 @@ def test_promtool_accepts_rules_and_configuration(tmp_path):
     promtool = needed("promtool")
     dashboards.write(tmp_path)
     for command in (["check", "rules", "rules.yml"], ["check", "config", "prometheus.yml"]):
-        run = subprocess.run([promtool, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        run = subprocess.run([promtool, *command], cwd=tmp_path, capture_output=True, text=True, timeout=250)
         assert run.returncode == 0, run.stderr
         assert "SUCCESS" in run.stdout

@@ -279,7 +279,7 @@ def giving_up(turn: Turn) -> contextlib.AbstractContextManager[None]:
 
 
 async def check_watched(cell: Cell, bench: Bench) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not bench.records:  # noqa: ASYNC110 (a sink may be called from another thread)
             await asyncio.sleep(0.001)
     (record,) = bench.records
@@ -367,7 +367,7 @@ async def test_dialect(api, row: Dialect, bench, record_property):
         if column.startswith("watched"):
             run = run_watched_sync if "sync" in column else run_watched
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await run(cell, bench)
         except Exception as error:
             cell.wrong.append(f"{type(error).__name__}: {error}")

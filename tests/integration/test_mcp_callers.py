@@ -127,7 +127,7 @@ async def watched(
     try:
         async with openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x") as client:
             with profiler.loop(caller):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(200):
                     await CALLERS[caller].run(target, client)
     finally:
         profiler.stop()
