@@ -90,16 +90,17 @@ def _things() -> Iterator[Any]:
 
 def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
     """These things, and those that they hold; left out are those that can hold no tool."""
-    held_by: dict[type, Callable[[Any], Iterable[Any]] | None] = {}  # data comes by the hundred thousand
+    # Once for each class: data comes by the hundred thousand. By its id, since a class may have no hash.
+    held_by = {id(kind): (kind, held) for kind, held in _HELD.items()}
     seen: set[int] = set()
     kept: list[Any] = []  # an id is that of another object once its own is gone
     for _ in range(deep):
         inside: list[Any] = []
         for thing in waiting:
             kind = type(thing)
-            if kind not in held_by:
-                held_by[kind] = _held_by(kind)
-            held = held_by[kind]
+            if id(kind) not in held_by:
+                held_by[id(kind)] = kind, _held_by(kind)
+            held = held_by[id(kind)][1]
             if held is not None and id(thing) not in seen:
                 seen.add(id(thing))
                 kept.append(thing)
@@ -109,9 +110,7 @@ def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
 
 
 def _held_by(kind: type) -> Callable[[Any], Iterable[Any]] | None:
-    """What gives what a thing of this class holds; None where that is of no interest."""
-    if kind in _HELD:
-        return _HELD[kind]
+    """Gives what a thing of this class holds, where `_HELD` has not the class; None: nothing of interest."""
     if issubclass(kind, type):
         return lambda made: (dict(vars(made)),)
     if _is_of_application(kind) or _may_hold_tools(kind):
@@ -136,7 +135,7 @@ def _cells(function: types.FunctionType) -> list[Any]:
     return found
 
 
-_HELD: dict[type, Callable[[Any], Iterable[Any]]] = {
+_HELD: dict[type, Callable[[Any], Iterable[Any]] | None] = {
     dict: lambda thing: [*thing.values()],
     list: lambda thing: thing,
     tuple: lambda thing: thing,

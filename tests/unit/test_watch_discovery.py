@@ -401,6 +401,20 @@ def test_of_data_that_modules_keep_only_what_may_hold_a_tool_is_looked_at():
     assert sum(one is disc_decorated for one in seen) == 1
 
 
+def test_class_without_a_hash_keeps_nothing_from_being_found():
+    class Meta(type):  # noqa: PLW1641 (without a hash: that is the point)
+        def __eq__(cls, other: object) -> bool:
+            raise ValueError("not to be compared")
+
+    class Odd(metaclass=Meta):
+        def __init__(self) -> None:
+            self.tool = disc_plain
+
+    assert disc_plain in [
+        one for one in _inside([[Odd(), {"city": "Rome"}, [disc_plain]]], 4) if callable(one)
+    ]
+
+
 def test_file_of_a_library_by_a_link_is_no_application_s(tmp_path):
     library = tmp_path / "site-packages" / "disc_library"
     library.mkdir(parents=True)
