@@ -31,13 +31,16 @@ from profiler.scenarios.tools import close_tool_clients, scenario_tools, tool_se
 
 @dataclass
 class Findings:
-    """What was found; every list is empty when all is well."""
+    """What was found; every list of words is empty when all is well."""
 
     loops: int = 0
     failed: int = 0
     attempts: int = 0
     retries: int = 0
     worst_share: float = 0.0
+    shares: list[float] = field(default_factory=list)
+    """Of each loop without retries: its unaccounted share of wall time."""
+    shares_of_retried: list[float] = field(default_factory=list)
     worst_per_round_ns: int = 0
     unaccounted: list[str] = field(default_factory=list)
     attempts_differ: list[str] = field(default_factory=list)
@@ -89,6 +92,8 @@ def compare(record: LoopRecord, entries: list[dict[str, Any]], findings: Finding
     wall = record.ended_ns - record.started_ns
     unaccounted = loop_phases(record)["unaccounted"]
     per_round = unaccounted // len(record.rounds)
+    retried = any(len(round_.model.attempts) > 1 for round_ in record.rounds)
+    (findings.shares_of_retried if retried else findings.shares).append(unaccounted / wall)
     findings.worst_share = max(findings.worst_share, unaccounted / wall)
     findings.worst_per_round_ns = max(findings.worst_per_round_ns, per_round)
     if unaccounted > 0.01 * wall or per_round > 2_000_000:

@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 TRIES = 3
+CONFIRMED = 2
+"""So many failures that were not disturbed are one."""
 OTHERS = 0.2
 """Cores in use by others, from which on a failure may be their doing."""
 TOLERATED = 0.05
@@ -139,10 +141,12 @@ def judge(
 ) -> None:
     """Run a test of times up to three times; where it judges shared measurements, their disturbance decides.
 
-    Raises what a try raised that was not disturbed, `NotMeasured` after three that were.
+    Raises what the second try raised that was not disturbed, or the third at all after one such;
+    `NotMeasured` after three that were disturbed.
     """
     __tracebackhide__ = True
     reasons: list[str] = []
+    undisturbed = 0
     while True:
         watching = watch()
         try:
@@ -151,10 +155,12 @@ def judge(
             return
         except (Exception, pytest.fail.Exception):
             seen = [one.seen for one in shared] or [watching.seen]
-            if not any(one.excuses(tolerates) for one in seen):
-                raise
             reasons.append(", ".join(map(str, seen)))
-        if max([len(reasons), *(one.tries for one in shared)]) >= TRIES:
+            undisturbed += not any(one.excuses(tolerates) for one in seen)
+            last = max([len(reasons), *(one.tries for one in shared)]) >= TRIES
+            if undisturbed and (undisturbed == CONFIRMED or last):
+                raise
+        if last:
             raise NotMeasured(f"not measured, the machine was busy {TRIES} times: {'; '.join(reasons)}")
         for one in shared:
             one.discard()

@@ -92,8 +92,8 @@ def test_judge_lets_through_what_is_as_fast_and_fails_what_is_30_percent_slower(
         judged = len(found)
         with pytest.raises(AssertionError):
             judge(lambda: bounded(1.3), tolerates)
-    assert len(found) == judged + 1  # at once
-    assert found[-1] > 1.15
+    assert len(found) == judged + 2
+    assert min(found[judged:]) > 1.15
 
 
 def test_judge_calls_a_time_that_burners_doubled_not_measured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -103,11 +104,31 @@ def test_opens_from_disk_without_network_or_complaints_and_is_accessible(
             assert [url for url in seen.requests if not url.startswith("file:")] == []
 
 
+DRAW = """() => {
+  const began = performance.now();
+  const svg = document.body.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "svg"));
+  for (let k = 0; k < 5000; k += 1) {
+    const text = svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "text"));
+    text.setAttribute("x", k % 100);
+    text.textContent = String(k);
+  }
+  svg.getBBox();
+  return performance.now() - began;
+}"""
+
+
 @pytest.mark.measures
-def test_can_be_used_within_a_second(browser: Any, directory: RunDirectory) -> None:
-    with watched(browser) as seen:
-        open_report(seen, directory.path / "report.html")
-        assert seen.page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive") < 1000
+def test_can_be_used_as_soon_as_a_page_of_its_size(browser: Any, directory: RunDirectory) -> None:
+    """Beside 5,000 words that the browser draws; benchmarks/report.py says how many seconds it takes."""
+    ratios = []
+    for _ in range(5):
+        with watched(browser) as seen:
+            drawn = seen.page.evaluate(DRAW)
+        with watched(browser) as seen:
+            open_report(seen, directory.path / "report.html")
+            ready = seen.page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
+        ratios.append(ready / drawn)
+    assert 0 < statistics.median(ratios) < 8
 
 
 def test_the_page_says_what_the_summary_says(report: Watched, directory: RunDirectory) -> None:
