@@ -300,7 +300,7 @@ def finish_csv() -> None:
     gc.unfreeze()  # a worker in this process has frozen what there was, which hides it from `get_objects`
     for one in gc.get_objects():
         if isinstance(one, gevent.Greenlet) and "stats_writer" in repr(getattr(one, "_run", None)):
-            one.kill(block=False)
+            one.kill()  # and wait: its next turn may be due at this moment, and the files are closed next
 
 
 def wait_for_forked_workers() -> None:
