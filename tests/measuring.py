@@ -2,8 +2,10 @@
 
 While a test marked `measures` runs, the kernel is asked how much of the processors went to others, and for
 how long a thread of ours (the emulator, Locust and its workers included) was ready to run and had no core. A
-failure that was not disturbed is a failure at once; one that was is tried again. After three disturbed tries
-the test was not measured: it says so, and what kept it from it. Without /proc nothing counts as disturbed.
+test that fails is tried again, even where nothing was seen to disturb it, since the kernel does not count all
+that keeps a process waiting (a disk, a host that stops its guests). It fails where an undisturbed failure
+comes again. After three disturbed tries it was not measured: it says so, and what kept it from it. Without
+/proc nothing counts as disturbed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import pytest
 
 TRIES = 3
 CONFIRMED = 2
-"""So many failures that were not disturbed are one."""
+"""So many undisturbed failures fail the test."""
 OTHERS = 0.2
 """Cores in use by others, from which on a failure may be their doing."""
 TOLERATED = 0.05
@@ -141,8 +143,8 @@ def judge(
 ) -> None:
     """Run a test of times up to three times; where it judges shared measurements, their disturbance decides.
 
-    Raises what the second try raised that was not disturbed, or the third at all after one such;
-    `NotMeasured` after three that were disturbed.
+    Raises what failed where two tries failed undisturbed, or all three and one of them undisturbed;
+    `NotMeasured` where all three failed disturbed.
     """
     __tracebackhide__ = True
     reasons: list[str] = []

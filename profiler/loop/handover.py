@@ -35,9 +35,11 @@ PATIENCE_NS = 100_000_000
 """For how long one handover waits in all, beyond quick work."""
 
 EXIT_SECONDS = 2.0
+"""For how long the end of the program waits for what is handed over."""
+
 TURN_SECONDS = 0.02
-"""For how long the end of the program waits for what is handed over, in turns of which one counts for no more
-than that: on a machine that stands still, or is busy, the thread gets no turn in two seconds."""
+"""It waits in turns, each of which counts for so long and no longer: on a machine that stands still, or is
+busy, the thread may get no turn in two seconds."""
 
 Work = Callable[[], None]
 

@@ -118,8 +118,11 @@ DRAW = """() => {
 
 
 @pytest.mark.measures
-def test_can_be_used_as_soon_as_a_page_of_its_size(browser: Any, directory: RunDirectory) -> None:
-    """Beside 5,000 words that the browser draws; benchmarks/report.py says how many seconds it takes."""
+def test_can_be_used_soon(browser: Any, directory: RunDirectory) -> None:
+    """Beside the time in which the browser draws 5,000 words, of which it takes 1.7 to 2.6 here.
+
+    How many seconds that is, benchmarks/report.py says.
+    """
     ratios = []
     for _ in range(5):
         with watched(browser) as seen:
@@ -128,7 +131,7 @@ def test_can_be_used_as_soon_as_a_page_of_its_size(browser: Any, directory: RunD
             open_report(seen, directory.path / "report.html")
             ready = seen.page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
         ratios.append(ready / drawn)
-    assert 0 < statistics.median(ratios) < 8
+    assert 0 < statistics.median(ratios) < 5
 
 
 def test_the_page_says_what_the_summary_says(report: Watched, directory: RunDirectory) -> None:
