@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from profiler.limits.retries import RULES, RetryRule
 from profiler.prediction.client import CALM, ClientTimes, rates_of, waited_of
 from profiler.prediction.loops import (
     ModelServices,
@@ -25,7 +26,7 @@ from profiler.prediction.loops import (
 )
 from profiler.prediction.quotas.finding import QuotaFinding
 from profiler.prediction.quotas.fit import fit_quotas
-from profiler.prediction.quotas.retries import RULES, RetryRule, observed_retries, observed_times
+from profiler.prediction.quotas.retries import observed_retries, observed_times
 from profiler.prediction.requests import Requests, TrialPlaces, add_call, add_request, refused, server_of
 from profiler.prediction.servers.calls import Calls, Rule, in_flight, service_times
 from profiler.prediction.servers.identify import Finding, identify

@@ -10,9 +10,10 @@ import pytest
 
 from profiler.emulator.process import start_emulator
 from profiler.errors import ProviderError
+from profiler.limits.retries import RULES
 from profiler.loop.loop import ToolLoop
 from profiler.prediction.quotas.fit import fit_quotas, requests_of, simulated_refusals
-from profiler.prediction.quotas.retries import RULES, observed_retries
+from profiler.prediction.quotas.retries import observed_retries
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, ModelCall
 from tests.integration.plain_server import Asked, response, serving

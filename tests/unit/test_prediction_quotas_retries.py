@@ -11,15 +11,8 @@ import httpx2
 import openai
 import pytest
 
-from profiler.prediction.quotas.retries import (
-    ANTHROPIC,
-    OPENAI,
-    RULES,
-    RetryRule,
-    RetryTimes,
-    observed_retries,
-    observed_times,
-)
+from profiler.limits.retries import ANTHROPIC, OPENAI, RULES, RetryRule, RetryTimes
+from profiler.prediction.quotas.retries import observed_retries, observed_times
 from profiler.records import Attempt, ModelCall
 
 SECOND = 1_000_000_000

@@ -14,13 +14,13 @@ import pytest
 
 from profiler import ToolLoop, tool
 from profiler.arrivals import Arrivals
+from profiler.limits.retries import RetryRule, RetryTimes
 from profiler.load.context import LoopPosition
 from profiler.load.messages import Begin
 from profiler.load.runners import BuiltInAgent
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.model import CallRequest, Reply
 from profiler.prediction.quotas.finding import Announced, Limit, QuotaFinding
-from profiler.prediction.quotas.retries import RetryRule, RetryTimes
 from profiler.prediction.servers.calls import Rule
 from profiler.prediction.simulation.engine import Simulated, simulate, simulate_recorded
 from profiler.prediction.simulation.load import Chain, RecordedTrial, SimulatedLoad, Trials

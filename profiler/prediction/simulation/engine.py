@@ -16,8 +16,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from profiler.arrivals import share, start_offset
+from profiler.limits.retries import RetryRule
 from profiler.prediction.quotas.finding import Announced, QuotaFinding
-from profiler.prediction.quotas.retries import RetryRule
 from profiler.prediction.servers.pace import PaceDraws
 from profiler.prediction.simulation.agents import Agent, Loop, RecordedAgent, RecordedSource
 from profiler.prediction.simulation.lanes import Process
