@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from profiler.errors import UsageError
 from profiler.providers.endpoint import Endpoint
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from profiler.providers.anthropic_messages import AnthropicMessages
     from profiler.providers.openai_chat import OpenAIChat
     from profiler.providers.openai_responses import OpenAIResponses
+    from profiler.providers.replies import Api
 
 __all__ = [
+    "CLIENTS",
     "DIALECTS",
     "PROVIDERS",
     "AnthropicMessages",
+    "ClientName",
     "DialectName",
     "OpenAIChat",
     "OpenAIResponses",
@@ -29,6 +32,11 @@ __all__ = [
 DialectName = Literal["openai", "gemini", "vllm", "sglang", "deepseek", "mistral", "azure"]
 DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
 """Ways to speak Chat Completions: OpenAI's, and those of servers that call themselves compatible."""
+
+
+ClientName = Literal["sdk", "lean"]
+CLIENTS: tuple[ClientName, ...] = get_args(ClientName)
+"""What speaks to a model: the provider's SDK, or a client of ours that does without."""
 
 
 class Provider(NamedTuple):
@@ -68,8 +76,9 @@ def make_provider(
     api_key: str | None = None,
     body: Mapping[str, Any] | None = None,
     rewrite: bool = True,
+    client: ClientName = "sdk",
 ) -> Model:
-    """The model named on the command line, with a client of ours on aiohttp.
+    """The model named on the command line, with a client of ours: the SDK's on aiohttp, or the lean one.
 
     `base_url` may be the server's root, or have a path and a query of its own; None is the provider's own.
     An `Endpoint` has headers and certificates too. `model` None is the default of that provider. `api_key`
@@ -81,6 +90,10 @@ def make_provider(
     provider = PROVIDERS[name]
     endpoint = Endpoint.parse(base_url) if isinstance(base_url, str) else base_url
     model = model if model is not None else provider.default_model
+    if client == "lean":
+        from profiler.providers.lean import LeanModel
+
+        return LeanModel(cast("Api", name), model, endpoint=endpoint, api_key=api_key, body=body)
     below = {"rewrite": False} if provider.sdk == "openai" and not rewrite else {}
     made: Model = __getattr__(provider.model_class)(
         endpoint=endpoint, api_key=api_key, model=model, body=body, **below

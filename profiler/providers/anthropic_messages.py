@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import anthropic
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
-from profiler.errors import UsageError
 from profiler.loop.model import Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.providers.exchange import as_sent, asking, finished, follow
+from profiler.providers.formats import MessagesFormat, messages_fields
 from profiler.providers.replies import reader_of
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ class AnthropicMessages:
         api_key: str | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> None:
-        self._fields = dict(body or {})
-        if self._fields.get("max_tokens", 0) is None:
-            raise UsageError("max_tokens cannot be left out of a request of this API: give it a number")
+        self._fields = messages_fields(body or {})
         if client is None:
             client = AsyncAnthropic(
                 **sdk_options(endpoint, "anthropic", api_key),
@@ -64,28 +62,15 @@ class AnthropicMessages:
         refuse_invoke_model(client)
         observe_attempts(client._client)
         self.model = model
-        self.max_tokens = max_tokens
+        self._format = MessagesFormat(max_tokens)
 
     def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "description": t.description, "input_schema": t.parameters} for t in tools]
+        return self._format.render_tools(tools)
 
     async def request(
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
     ) -> Reply:
-        arguments: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": self.max_tokens,
-            "messages": messages,
-        }
-        if messages and messages[0].get("role") == "system":
-            arguments["system"] = messages[0]["content"]
-            arguments["messages"] = messages[1:]
-        if tools:
-            # The API demands `tools` with a history of tool_use blocks, even for an answer alone.
-            arguments["tools"] = tools
-            choice = _tool_choice(options)
-            if choice is not None:
-                arguments["tool_choice"] = choice
+        arguments = self._format.body(self.model, messages, tools, options)
         if options.headers is not None:
             arguments["extra_headers"] = options.headers
         if self._fields:
@@ -94,7 +79,7 @@ class AnthropicMessages:
         reader = reader_of(self.provider, probe)
         with asking(self.provider, anthropic, probe) as asked:
             if options.stream:
-                stream = await self.client.messages.create(**arguments, stream=True)
+                stream = await self.client.messages.create(**arguments)
                 asked.request_id = stream.response.headers.get("request-id")
                 await follow(stream.response, reader)
             else:
@@ -104,25 +89,4 @@ class AnthropicMessages:
         return finished(self.provider, reader, probe.url, asked.request_id)
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
-        blocks = [
-            {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
-            | ({"is_error": True} if result.is_error else {})
-            for result in results
-        ]
-        return [{"role": "user", "content": blocks}]
-
-
-def _tool_choice(options: RequestOptions) -> dict[str, Any] | None:
-    if options.answer_only or options.tool_choice == "none":
-        return {"type": "none"}
-    if options.tool_choice == "auto":
-        choice: dict[str, Any] = {"type": "auto"}
-    elif options.tool_choice == "required":
-        choice = {"type": "any"}
-    else:
-        choice = {"type": "tool", "name": options.tool_choice}
-    if not options.parallel_tool_calls:
-        choice["disable_parallel_tool_use"] = True
-    elif options.tool_choice == "auto":
-        return None
-    return choice
+        return self._format.results(results)

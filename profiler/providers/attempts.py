@@ -70,7 +70,7 @@ def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
             yield partial(mounts.__setitem__, pattern), mounted
 
 
-class _OpenAttempt:
+class OpenAttempt:
     """An attempt under way, as an `Observation`. The probe gets it when it ends, one way or the other."""
 
     on_chunk: OnChunk | None = None
@@ -120,12 +120,15 @@ class _OpenAttempt:
             probe.sending_ns += max(0, min(busy_ns, probe.clock() - since_ns))
 
     def responded(self, response: Any) -> None:
+        self.answered(response.status_code, response.headers.raw)
+
+    def answered(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The same, without an object of a response."""
         assert self._probe is not None
         if (ledger := current_ledger.get()) is not None:
-            ledger.responded(response.status_code)
+            ledger.responded(status)
         self.first_byte_ns = self._probe.clock()
-        self.status = response.status_code
-        self.headers = response.headers.raw
+        self.status, self.headers = status, headers
 
     def unreadable(self) -> None:
         """Nothing of an attempt is read but its headers."""
@@ -153,19 +156,19 @@ class _OpenAttempt:
         )
 
 
-_current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)
+_current: ContextVar[OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)
 
 
 def _open_attempt(
-    trace: Callable[[_OpenAttempt], Any] | None, boundary: Boundary, request: httpx2.Request
-) -> _OpenAttempt | None:
+    trace: Callable[[OpenAttempt], Any] | None, boundary: Boundary, request: httpx2.Request
+) -> OpenAttempt | None:
     probe = current_probe.get()
     if probe is None:
         return None
     if (ledger := current_ledger.get()) is not None:
         ledger.sent()
     probe.url, probe.sent_headers = request.url, request.headers.raw
-    attempt = _OpenAttempt(probe, boundary)
+    attempt = OpenAttempt(probe, boundary)
     if trace is not None:
         known = request.extensions.get("trace")
         # A redirection keeps that of the attempt before, and a challenge to log in the whole request.
@@ -510,7 +513,7 @@ _MOMENTS = {
 
 @dataclass(eq=False, slots=True)
 class _Trace:
-    attempt: _OpenAttempt
+    attempt: OpenAttempt
 
     def __call__(self, event: str, info: Any) -> None:
         if event in _MOMENTS:
@@ -519,7 +522,7 @@ class _Trace:
 
 @dataclass(eq=False, slots=True)
 class _AsyncTrace:
-    attempt: _OpenAttempt
+    attempt: OpenAttempt
 
     async def __call__(self, event: str, info: Any) -> None:
         if event in _MOMENTS:

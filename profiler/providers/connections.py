@@ -72,9 +72,17 @@ async def bound_reply(response: Any) -> None:
     response._decoder = _Bounded(response._get_content_decoder())
 
 
+def decoder_of(headers: Any) -> Any:
+    """What decodes a body as its content-encoding says: `decode(data)` piece by piece, `flush()` at its end.
+
+    Both give pieces, and raise `httpx2.DecodingError`, or `TooLarge`.
+    """
+    return _Bounded(httpx2.Response(200, headers=headers)._get_content_decoder())
+
+
 def decoded(headers: Any, body: bytes) -> bytes:
-    """A body as its content-encoding says. Raises `httpx2.DecodingError`, or `TooLarge`."""
-    decoder = _Bounded(httpx2.Response(200, headers=headers)._get_content_decoder())
+    """A body as its content-encoding says. Raises as `decoder_of`."""
+    decoder = decoder_of(headers)
     return b"".join((*decoder.decode(body), *decoder.flush()))
 
 

@@ -228,12 +228,7 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         if endpoint.query:  # the SDKs' default_query has each name but once
             options["params"] = list(endpoint.query)
         options["trust_env"] = not endpoint.is_loopback
-        if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
-            # Without trust_env the client no longer reads SSL_CERT_FILE itself.
-            options["verify"] = endpoint.tls.context()
-        else:
-            trusted = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-            options["verify"] = _usual_context(*trusted)
+        options["verify"] = tls_context(endpoint)
         options["event_hooks"]["request"] = [_before_each_request(endpoint)]
     return options
 
@@ -242,10 +237,37 @@ def proxy_of(url: str, is_loopback: bool) -> str | None:
     """The proxy that the environment names for this server, never for one on this machine."""
     import urllib.request  # not at the top: it is slow, and few need it
 
-    parts = urlsplit(url)
-    if is_loopback or urllib.request.proxy_bypass(parts.hostname or ""):
+    if is_loopback:
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if urllib.request.proxy_bypass(f"{host}:{port}") or _is_in_network(host, proxies.get("no", "")):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _is_in_network(host: str, no_proxy: str) -> bool:
+    """Whether it is an address of one of the networks, such as 192.0.2.0/24, in a list of hosts."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    for entry in (part.strip() for part in no_proxy.split(",") if "/" in part):
+        try:
+            if address in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:  # no network
+            continue
+    return False
+
+
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """For the connections to an endpoint. Raises `UsageError` for certificates that cannot be read."""
+    if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
+        # Without trust_env the client no longer reads SSL_CERT_FILE itself.
+        return endpoint.tls.context()
+    return _usual_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 @functools.cache
@@ -315,9 +337,12 @@ def _can_be_asked(url: str, host: str) -> bool:
 
 def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:
     """A placeholder key for a server on this machine when the environment holds none."""
-    if endpoint is not None and endpoint.is_loopback and not os.environ.get(variable):
-        return NO_KEY
-    return None
+    if endpoint is None or not endpoint.is_loopback or os.environ.get(variable):
+        return None
+    # Without a key Anthropic's clients send the token.
+    if variable == "ANTHROPIC_API_KEY" and os.environ.get("ANTHROPIC_AUTH_TOKEN"):
+        return None
+    return NO_KEY
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Turns the SDKs' exceptions, and replies that cannot be used, into `ProviderError`.
+"""Turns the SDKs' exceptions, refusals, and replies that cannot be used into `ProviderError`.
 
 Both SDKs have exception trees of the same shape.
 """
@@ -133,45 +133,98 @@ def caught(sdk: Any) -> tuple[type[Exception], ...]:
 
 
 def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | None = None) -> ProviderError:
-    """The error to raise from `error`; `request_id` is the one known before the failure, if any.
+    """The error to raise from an SDK's `error`; `request_id` is the one known before the failure, if any.
 
     It says what failed, the URL that was asked, the server's own words or else what became of the
     connection, and what to do where that follows.
     """
-    status: int | None = None
     said = scrub_error(error)
     requests = _requests_of(error)
-    request = requests[-1] if requests else None
     where = _asked(error, requests)
+    secrets = error_secrets(error)
     if isinstance(error, sdk.APIStatusError):
         # An error event in mid-stream comes as a status error that carries the stream's 200.
-        status = code = int(error.status_code)
+        code = int(error.status_code)
         request_id = getattr(error, "request_id", None) or request_id
         answered = 200 <= code < 300
         error_type = error_type_of(getattr(error, "body", None)) if answered else f"http_{code}"
         # The SDKs keep a part of the body alone.
         words = "" if answered else _words_of_response(error)
-        words = words or words_of(error.body) or _words_of_response(error) or "the server gave no reason"
-        words += _remedy(code, words, request)
-    elif isinstance(error, sdk.APIError) and not isinstance(error, sdk.APIConnectionError):
+        words = words or words_of(error.body) or _words_of_response(error)
+        return _refused(provider, code, error_type, words, requests, where, request_id, secrets)
+    if isinstance(error, sdk.APIError) and not isinstance(error, sdk.APIConnectionError):
         error_type = error_type_of(getattr(error, "body", None))
         words = words_of(error.body) or said
-    else:
-        cause = error.__cause__ if isinstance(error, sdk.APIConnectionError) else error
-        error_type = transport_error_type(cause)
-        timeouts = None if request is None else request.extensions.get("timeout")
-        words = transport_words(
-            cause, _host(error, request), timeouts if isinstance(timeouts, dict) else None
-        )
-        words = scrub(words, error_secrets(error))
+        return _failure(provider, None, error_type, words, where, request_id, secrets)
+    cause = error.__cause__ if isinstance(error, sdk.APIConnectionError) else error
+    timeouts = requests[-1].extensions.get("timeout") if requests else None
+    words = transport_words(cause, _host(error, requests), timeouts if isinstance(timeouts, dict) else None)
+    words = words or said or type(error).__name__
+    return _failure(provider, None, transport_error_type(cause), words, where, request_id, secrets)
+
+
+def refused(
+    provider: str,
+    status: int,
+    body: bytes,
+    requests: list[Any],
+    request_id: str | None,
+    secrets: Collection[str],
+) -> ProviderError:
+    """The server answered with a status that is no success, and this decoded body, to the last of `requests`.
+
+    `requests` are httpx2's: the first, and those that redirects led to. `secrets`: those that they carried.
+    """
+    words, where = words_of(body, secrets), _asked(None, requests)
+    return _refused(provider, status, f"http_{status}", words, requests, where, request_id, secrets)
+
+
+def unanswered(
+    provider: str,
+    error: Exception,
+    requests: list[Any],
+    timeouts: Mapping[str, float | None],
+    request_id: str | None,
+    secrets: Collection[str],
+) -> ProviderError:
+    """No whole answer came to the last of `requests`; `error` is the transport's. Else as `refused`."""
+    scrub_error(error)
+    words = transport_words(error, _host(error, requests), timeouts)
+    where = _asked(error, requests)
+    return _failure(provider, None, transport_error_type(error), words, where, request_id, secrets)
+
+
+def _refused(
+    provider: str,
+    status: int,
+    error_type: str,
+    words: str,
+    requests: list[Any],
+    where: str,
+    request_id: str | None,
+    secrets: Collection[str],
+) -> ProviderError:
+    words = (words or "the server gave no reason") + _remedy(
+        status, words, requests[-1] if requests else None
+    )
+    return _failure(provider, status, error_type, words, where, request_id, secrets)
+
+
+def _failure(
+    provider: str,
+    status: int | None,
+    error_type: str,
+    words: str,
+    where: str,
+    request_id: str | None,
+    secrets: Collection[str],
+) -> ProviderError:
     where = (f"status {status}" if status else "no response") + where
-    secrets = error_secrets(error)
     if request_id:
         request_id = scrub(str(request_id), secrets)
         where += f", request {request_id}"
-    message = f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"
     return ProviderError(
-        plain_words(scrub(message, secrets)),
+        plain_words(scrub(f"{provider}: {error_type} ({where}): {words}", secrets)),
         provider=provider,
         status=status,
         request_id=request_id,
@@ -179,7 +232,7 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     )
 
 
-def _asked(error: BaseException, requests: list[Any]) -> str:
+def _asked(error: BaseException | None, requests: list[Any]) -> str:
     """` from URL`, and where a redirect led there, from which URL; empty where it is not known."""
     if not requests:
         url = _url_of_aiohttp(error)
@@ -191,14 +244,14 @@ def _asked(error: BaseException, requests: list[Any]) -> str:
     return f" from {shown_url(str(last.url))}, to which {shown_url(str(first.url))} redirects{how}"
 
 
-def _host(error: BaseException, request: Any) -> str:
-    if request is not None:
-        return str(request.url.netloc.decode("ascii", "replace"))
+def _host(error: BaseException, requests: list[Any]) -> str:
+    if requests:
+        return str(requests[-1].url.netloc.decode("ascii", "replace"))
     url = _url_of_aiohttp(error)
     return "the server" if url is None else str(url.authority)
 
 
-def _url_of_aiohttp(error: BaseException) -> Any:
+def _url_of_aiohttp(error: BaseException | None) -> Any:
     """The URL in an error of aiohttp's own, which OpenAI's SDK lets pass as it is."""
     return getattr(getattr(error, "request_info", None), "real_url", None)
 

@@ -15,6 +15,7 @@ from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.providers.exchange import as_sent, asking, finished, follow
+from profiler.providers.formats import ChatFormat, Format, with_fields
 from profiler.providers.replies import reader_of
 
 
@@ -33,7 +34,7 @@ class OpenAIModel:
 
     conversation = staticmethod(conversation)
     provider: Literal["openai", "openai-responses"]
-    path: str
+    _format: Format
 
     def __init__(
         self,
@@ -57,41 +58,24 @@ class OpenAIModel:
         refuse_httpx(client)
         observe_attempts(client._client)
 
-    def _arguments(self, tools: Any, options: RequestOptions, **conversation: Any) -> dict[str, Any]:
-        """The keyword arguments of a request; `conversation` is `messages=…` or `input=…`."""
-        arguments: dict[str, Any] = {"model": self.model, **conversation}
-        if tools and not options.answer_only:
-            arguments["tools"] = tools
-            if options.tool_choice in ("none", "required"):
-                arguments["tool_choice"] = options.tool_choice
-            elif options.tool_choice != "auto":
-                arguments["tool_choice"] = self._named_tool(options.tool_choice)
-            if not options.parallel_tool_calls:
-                arguments["parallel_tool_calls"] = False
-        if options.headers is not None:
-            arguments["extra_headers"] = options.headers
-        return arguments
-
-    def _named_tool(self, name: str) -> dict[str, Any]:
-        """The `tool_choice` that asks for one tool."""
-        raise NotImplementedError
-
-    def _conversation(self, messages: list[Message], options: RequestOptions) -> dict[str, Any]:
-        """The part of a request's body in which the two APIs differ."""
-        raise NotImplementedError
-
     @property
     def _create(self) -> Any:
         """The SDK's `create` of this API."""
         raise NotImplementedError
 
+    def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+        return self._format.render_tools(tools)
+
+    def results(self, results: Sequence[ToolResult]) -> list[Message]:
+        return self._format.results(results)
+
     async def request(
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
     ) -> Reply:
-        arguments = self._arguments(tools, options, **self._conversation(messages, options))
+        body = self._format.body(self.model, messages, tools, options)
         reader = reader_of(self.provider, probe)
         with asking(self.provider, openai, probe) as asked:
-            reply = await self._ask({**arguments, "stream": True} if options.stream else arguments)
+            reply = await self._ask(body, options.headers)
             if options.stream:
                 response = reply if isinstance(reply, httpx2.Response) else reply.response
                 asked.request_id = response.headers.get("x-request-id")
@@ -104,19 +88,19 @@ class OpenAIModel:
                 reader.whole(as_sent(reply))
         return finished(self.provider, reader, probe.url, asked.request_id)
 
-    async def _ask(self, body: dict[str, Any]) -> Any:
+    async def _ask(self, body: dict[str, Any], headers: Mapping[str, str] | None) -> Any:
         """What `create` returns, or the response itself, unread."""
-        for name, value in self._fields.items():
-            if value is None:
-                body.pop(name, None)
-        fields = {name: value for name, value in self._fields.items() if value is not None}
         if self._rewrite:
-            return await self._create(**body, **({"extra_body": fields} if fields else {}))
-        body |= fields
-        headers = body.pop("extra_headers", None)
+            body = {name: value for name, value in body.items() if self._fields.get(name, value) is not None}
+            fields = {name: value for name, value in self._fields.items() if value is not None}
+            extra: dict[str, Any] = {"extra_body": fields} if fields else {}
+            if headers is not None:
+                extra["extra_headers"] = headers
+            return await self._create(**body, **extra)
+        body = with_fields(body, self._fields)
         security = {"security": {"bearer_auth": True}}  # as `create` has it: no administrator's key
         return await self.client.post(
-            self.path,
+            self._format.path,
             body=body,
             cast_to=httpx2.Response,
             options=cast(Any, security if headers is None else {**security, "headers": headers}),
@@ -128,28 +112,8 @@ class OpenAIChat(OpenAIModel):
     """A model behind Chat Completions."""
 
     provider = "openai"
-    path = "/chat/completions"
+    _format = ChatFormat()
 
     @property
     def _create(self) -> Any:
         return self.client.chat.completions.create
-
-    def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": t.parameters},
-            }
-            for t in tools
-        ]
-
-    def _named_tool(self, name: str) -> dict[str, Any]:
-        return {"type": "function", "function": {"name": name}}
-
-    def _conversation(self, messages: list[Message], options: RequestOptions) -> dict[str, Any]:
-        # Else a stream does not say how many tokens it took.
-        usage = {"stream_options": {"include_usage": True}} if options.stream else {}
-        return {"messages": messages, **usage}
-
-    def results(self, results: Sequence[ToolResult]) -> list[Message]:
-        return [{"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in results]

@@ -18,7 +18,15 @@ import trustme
 from profiler import ToolLoop
 from profiler.errors import ProviderError
 from profiler.loop.model import Probe, current_probe
-from profiler.providers import PROVIDERS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
+from profiler.providers import (
+    CLIENTS,
+    PROVIDERS,
+    AnthropicMessages,
+    ClientName,
+    OpenAIChat,
+    OpenAIResponses,
+    make_provider,
+)
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.failures import provider_error
 from tests.integration.plain_server import RESET, Asked, calls, events, response, serving
@@ -197,11 +205,12 @@ REFUSALS = {
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("status", "body", "words"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("client", CLIENTS)
 async def test_refusal_is_in_the_servers_own_words(
-    provider: str, stream: bool, status: int, body: object, words: str
+    client: ClientName, provider: str, stream: bool, status: int, body: object, words: str
 ) -> None:
     with serving(lambda _: response(status, body)) as server:
-        model = make_provider(provider, base_url=server.url, model="m")
+        model = make_provider(provider, base_url=server.url, model="m", client=client)
         model.client.max_retries = 0
         with pytest.raises(ProviderError) as caught:
             await ToolLoop(model, stream=stream).run("hi")
@@ -238,16 +247,19 @@ REPLIES = {
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("body", "whole", "streamed"), REPLIES.values(), ids=REPLIES)
+@pytest.mark.parametrize("client", CLIENTS)
 async def test_what_is_no_reply_is_shown_with_the_url(
-    provider: str, stream: bool, body: object, whole: str, streamed: str
+    client: ClientName, provider: str, stream: bool, body: object, whole: str, streamed: str
 ) -> None:
     kind = "text/html" if isinstance(body, bytes) and body.startswith(b"<") else "application/json"
     with serving(lambda _: response(200, body, kind)) as server:
-        model = make_provider(provider, base_url=server.url, model="m")
+        model = make_provider(provider, base_url=server.url, model="m", client=client)
         with pytest.raises(ProviderError) as caught:
             await ToolLoop(model, stream=stream).run("hi")
         await model.client.close()
-    said, words = str(caught.value), streamed if stream else whole
+    said = str(caught.value)
+    # OpenAI's and Anthropic's SDKs take what is no JSON by its content-type for text.
+    words = streamed if stream or (client == "lean" and kind == "text/html") else whole
     asked = f"(status 200 from {server.url}{PATHS[provider]}, request "
     assert asked in said
     what = {"openai": "message", "openai-responses": "output", "anthropic": "content"}[provider]
@@ -256,13 +268,14 @@ async def test_what_is_no_reply_is_shown_with_the_url(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_redirect_is_said_with_both_urls(provider: str, stream: bool) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_redirect_is_said_with_both_urls(client: ClientName, provider: str, stream: bool) -> None:
     def moved(status: int, to: str) -> bytes:
         return response(status).replace(b"content-type", f"location: {to}\r\ncontent-type".encode())
 
     async def said(answer: object) -> str:
         with serving(answer) as server:  # type: ignore[arg-type]
-            model = make_provider(provider, base_url=server.url, model="m")
+            model = make_provider(provider, base_url=server.url, model="m", client=client)
             model.client.max_retries = 0
             with pytest.raises(ProviderError) as caught:
                 await ToolLoop(model, stream=stream).run("hi")
@@ -291,16 +304,20 @@ async def test_redirect_is_said_with_both_urls(provider: str, stream: bool) -> N
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_answer_that_is_no_http_or_not_encoded_as_it_says_is_called_that(provider: str) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_answer_that_is_no_http_or_not_encoded_as_it_says_is_called_that(
+    client: ClientName, provider: str
+) -> None:
     answers = {
-        b"SSH-2.0-OpenSSH\r\n\r\n": "not_http: the answer of HOST cannot be read: Bad status line: ",
+        b"SSH-2.0-OpenSSH\r\n\r\n": "not_http: the answer of HOST cannot be read: "
+        + ("Bad status line: " if client == "sdk" else "Expected HTTP/"),
         response(400, b"plain").replace(b"content-type", b"content-encoding: gzip\r\ncontent-type"): (
             "undecodable: the answer of HOST is not what its content-encoding says: "
         ),
     }
     for raw, words in answers.items():
         with serving(lambda _, raw=raw: raw) as server:  # type: ignore[misc]
-            model = make_provider(provider, base_url=server.url, model="m")
+            model = make_provider(provider, base_url=server.url, model="m", client=client)
             model.client.max_retries = 0
             with pytest.raises(ProviderError) as caught:
                 await ToolLoop(model).run("hi")
@@ -312,14 +329,17 @@ async def test_answer_that_is_no_http_or_not_encoded_as_it_says_is_called_that(p
         assert "400" not in said
 
 
-async def test_refused_key_is_said_to_be_that_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_refused_key_is_said_to_be_that_of_its_variable(
+    client: ClientName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refusal = {"error": {"message": "Incorrect API key"}}
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-mine-1234567")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(lambda _: response(401, refusal)) as server:
         said = {}
         for provider in PROVIDERS:
-            model = make_provider(provider, base_url=server.url, model="m")
+            model = make_provider(provider, base_url=server.url, model="m", client=client)
             with pytest.raises(ProviderError) as caught:
                 await ToolLoop(model).run("hi")
             await model.client.close()
@@ -336,10 +356,11 @@ async def test_refused_key_is_said_to_be_that_of_its_variable(monkeypatch: pytes
     assert str(caught.value).endswith("): Incorrect API key")
 
 
-async def test_field_that_a_server_does_not_know_can_be_left_out() -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_field_that_a_server_does_not_know_can_be_left_out(client: ClientName) -> None:
     refusal = {"error": {"message": "Unrecognized request argument supplied: stream_options"}}
     with serving(lambda _: response(400, refusal)) as server:
-        model = make_provider("openai", base_url=server.url, model="m")
+        model = make_provider("openai", base_url=server.url, model="m", client=client)
         with pytest.raises(ProviderError) as caught:
             await ToolLoop(model, stream=True).run("hi")
         await model.client.close()

@@ -26,6 +26,8 @@ import pytest_asyncio
 from profiler import ToolLoop
 from profiler.errors import ProviderError
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
+from profiler.providers.endpoint import Endpoint
+from profiler.providers.lean import LeanModel
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.watch.profiler import Profiler
@@ -101,7 +103,7 @@ class Cell:
 
     @property
     def streamed(self) -> bool:
-        return "streamed" in self.column or self.column == "eager"
+        return "streamed" in self.column or "eager" in self.column
 
     @property
     def path(self) -> str:
@@ -177,6 +179,11 @@ def plain(value: Any) -> str:
 
 def model_of(cell: Cell, bench: Bench) -> Any:
     """As `ToolLoop` has it; eager as a load test has it: one step below the SDK's `create`."""
+    if cell.column.startswith("lean"):
+        endpoint = Endpoint.parse(cell.path if cell.api == "anthropic" else f"{cell.path}/v1")
+        model = LeanModel(cell.api, "m", endpoint=endpoint)
+        model.client.max_retries = 0
+        return model
     below = {"rewrite": False} if cell.column == "eager" and cell.api != "anthropic" else {}
     return MODELS[cell.api](cell.client(bench.clients), "m", **below)
 
@@ -184,10 +191,11 @@ def model_of(cell: Cell, bench: Bench) -> Any:
 async def run_loop(cell: Cell, bench: Bench) -> None:
     """The dialect in a `ToolLoop`."""
     records: list[LoopRecord] = []
+    model = model_of(cell, bench)
     loop = ToolLoop(
-        model_of(cell, bench),
+        model,
         list(cell.functions().values()),
-        parse_strategy("eager:all" if cell.column == "eager" else "gathered"),
+        parse_strategy("eager:all" if "eager" in cell.column else "gathered"),
         stream=cell.streamed,
         sinks=[records.append],
         record_content=True,
@@ -204,6 +212,9 @@ async def run_loop(cell: Cell, bench: Bench) -> None:
             cell.wrong.append(f"error {error.error_type}, expected {' or '.join(last.fails)}")
         elif last.words not in str(error):
             cell.wrong.append(f"{error}, expected the server's words: {last.words}")
+    finally:
+        if isinstance(model, LeanModel):
+            await model.client.close()
     (record,) = records
     cell.expect("status", record.status, "error" if last.fails else "ok")
     cell.expect("rounds", len(record.rounds), len(cell.dialect.turns))

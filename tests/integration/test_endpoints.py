@@ -21,7 +21,15 @@ from profiler.errors import ProviderError, UsageError
 from profiler.load.context import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
-from profiler.providers import PROVIDERS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
+from profiler.providers import (
+    CLIENTS,
+    PROVIDERS,
+    AnthropicMessages,
+    ClientName,
+    OpenAIChat,
+    OpenAIResponses,
+    make_provider,
+)
 from profiler.providers.endpoint import Endpoint, Tls
 from profiler.scenarios import load_scenario
 from profiler.strategies import Gathered
@@ -79,10 +87,12 @@ def replies(asked: Asked) -> bytes:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_request_is_made_as_the_options_say(client: ClientName, provider: str, stream: bool) -> None:
     with serving(replies) as server:
         options = LoadOptions(
             provider=provider,
+            client=client,
             model="m",
             base_url=f"{server.url}/api/paas/v4?api-version=2024-10-21",
             header=("api-key=s3cret-of-mine", "X-Team=a=b, c"),
@@ -113,7 +123,8 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_headers_do_not_follow_a_redirect_to_another_host(provider: str) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_headers_do_not_follow_a_redirect_to_another_host(client: ClientName, provider: str) -> None:
     def moved(asked: Asked) -> bytes:
         if "/here" in asked.path:
             return replies(asked)
@@ -125,7 +136,7 @@ async def test_headers_do_not_follow_a_redirect_to_another_host(provider: str) -
         for path in ("same", "other"):
             options = LoadOptions(provider=provider, model="m", header=("x-team-token=s3cret-of-mine",))
             endpoint = options.endpoint(f"{server.url}/{path}")
-            model = make_provider(provider, base_url=endpoint, model="m", api_key="k")
+            model = make_provider(provider, base_url=endpoint, model="m", api_key="k", client=client)
             with contextlib.suppress(ProviderError):  # a reply of Messages, to whoever asks
                 await ToolLoop(model).run("hi")
             await model.client.close()
@@ -184,9 +195,12 @@ def server_tls(host: str = "127.0.0.1", wants_a_certificate: bool = False) -> ss
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_certificates_of_both_sides(files: dict[str, str], provider: str) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_certificates_of_both_sides(client: ClientName, files: dict[str, str], provider: str) -> None:
     async def said(url: str, **tls: object) -> str:
-        model = make_provider(provider, base_url=Endpoint(url, tls=Tls(**tls)), model="m", api_key="k")  # type: ignore[arg-type]
+        model = make_provider(
+            provider, base_url=Endpoint(url, tls=Tls(**tls)), model="m", api_key="k", client=client
+        )  # type: ignore[arg-type]
         model.client.max_retries = 0
         try:
             return (await ToolLoop(model).run("hi")).text

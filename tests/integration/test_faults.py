@@ -33,7 +33,7 @@ from profiler.emulator.process import start_emulator
 from profiler.errors import ProviderError
 from profiler.load.options import LoadOptions, conditions
 from profiler.loop.eventloop import NativeThreads
-from profiler.providers import PROVIDERS, make_provider
+from profiler.providers import CLIENTS, PROVIDERS, ClientName, make_provider
 from profiler.records import LoopRecord, decode, encode
 from profiler.report.html import gather
 from profiler.report.terminal import render_comparison
@@ -266,8 +266,9 @@ def outcome(kind: str, hits: int, provider: str, streamed: bool) -> Outcome:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", list(PROVIDERS))
+@pytest.mark.parametrize("client", CLIENTS)
 def test_every_fault_under_every_strategy(
-    provider: str, streamed: bool, certain: str, tmp_path: Path
+    client: ClientName, provider: str, streamed: bool, certain: str, tmp_path: Path
 ) -> None:
     strategies = (*STRATEGIES, *EAGER) if streamed else STRATEGIES
     urllib.request.urlopen(
@@ -276,7 +277,7 @@ def test_every_fault_under_every_strategy(
     tools = scenario_tools(load_scenario("cities"), certain)
 
     async def all_of_them() -> list[LoopRecord]:
-        model = make_provider(provider, base_url=certain)
+        model = make_provider(provider, base_url=certain, client=client)
         records: list[LoopRecord] = []
         pool = NativeThreads()
         runs = []
@@ -337,7 +338,8 @@ NOT_REPLIES = {
 """Bodies that come with status 200."""
 
 
-def test_what_is_no_reply_fails_the_loop_in_words() -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_is_no_reply_fails_the_loop_in_words(client: ClientName) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -367,7 +369,7 @@ def test_what_is_no_reply_fails_the_loop_in_words() -> None:
         kinds = [(kind, streamed) for kind in (*NOT_REPLIES, "silence") for streamed in (False, True)]
         found = []
         for provider in PROVIDERS:
-            model: Any = make_provider(provider, base_url=url)
+            model: Any = make_provider(provider, base_url=url, client=client)
             try:
                 records = await asyncio.gather(*(ask(model, *one) for one in kinds))
             finally:
@@ -392,11 +394,14 @@ def test_what_is_no_reply_fails_the_loop_in_words() -> None:
 
 
 @pytest.mark.parametrize("provider", list(PROVIDERS))
-async def test_what_the_caller_raises_on_a_piece_of_text_is_the_callers(provider: str, certain: str) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_what_the_caller_raises_on_a_piece_of_text_is_the_callers(
+    client: ClientName, provider: str, certain: str
+) -> None:
     def on_text(piece: str) -> None:
         raise ValueError("no room")
 
-    model = make_provider(provider, base_url=certain)
+    model = make_provider(provider, base_url=certain, client=client)
     try:
         with pytest.raises(ValueError, match="no room"):
             await ToolLoop(model, (), stream=True, on_text=on_text).run("Answer.", number=len(CASES), trial=0)
@@ -529,7 +534,11 @@ def test_a_random_walk_over_faults_tools_and_cancellation(
         return "ok"
 
     async def walk(url: str) -> list[str]:
-        models = {name: make_provider(name, base_url=url) for name in PROVIDERS}
+        models = {
+            (name, client): make_provider(name, base_url=url, client=client)
+            for name in PROVIDERS
+            for client in CLIENTS
+        }
         pool, tools = NativeThreads(limit=4), misbehaving_tools(draw)
         strategies = [parse_strategy(spec).build() for spec in (*STRATEGIES, *EAGER)]
         runs = []

@@ -16,7 +16,7 @@ import pytest
 from profiler import Gathered, ProviderError, SemaphoreLimited, ToolLoop, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
-from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
+from profiler.providers import CLIENTS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.scenarios.tools import close_tool_clients, get_population, get_weather
 
@@ -51,8 +51,10 @@ def journal(url: str) -> list[dict]:
         return json.load(response)["entries"]
 
 
-async def run(url, provider, *, number, tools=(get_weather, get_population), strategy=None, **options):
-    model = make_provider(provider, base_url=url)
+async def run(
+    client, url, provider, *, number, tools=(get_weather, get_population), strategy=None, **options
+):
+    model = make_provider(provider, base_url=url, client=client)
     try:
         loop = ToolLoop(model, tools, strategy, **options)
         return await loop.run(PROMPT, number=number)
@@ -63,8 +65,9 @@ async def run(url, provider, *, number, tools=(get_weather, get_population), str
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_a_loop_from_prompt_to_answer(url, provider, stream):
-    result = await run(url, provider, number=11, stream=stream)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_loop_from_prompt_to_answer(client, url, provider, stream):
+    result = await run(client, url, provider, number=11, stream=stream)
     record = result.record
     entries = [e for e in journal(url) if e["loop"] == 11]
     requests = [e for e in entries if e["kind"] == "model"][-len(record.rounds) :]
@@ -96,10 +99,11 @@ async def test_a_loop_from_prompt_to_answer(url, provider, stream):
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_the_same_number_is_the_same_work_on_every_provider(url, provider):
-    result = await run(url, provider, number=5, record_content=True)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_the_same_number_is_the_same_work_on_every_provider(client, url, provider):
+    result = await run(client, url, provider, number=5, record_content=True)
     work = [[(c.name, json.loads(c.arguments)) for c in r.tool_calls] for r in result.record.rounds]
-    reference = await run(url, "openai", number=5, strategy=SemaphoreLimited(1), record_content=True)
+    reference = await run(client, url, "openai", number=5, strategy=SemaphoreLimited(1), record_content=True)
     assert work == [
         [(c.name, json.loads(c.arguments)) for c in r.tool_calls] for r in reference.record.rounds
     ]
@@ -107,17 +111,19 @@ async def test_the_same_number_is_the_same_work_on_every_provider(url, provider)
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_text_deltas_add_up_to_the_answer(url, provider, stream):
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_text_deltas_add_up_to_the_answer(client, url, provider, stream):
     pieces: list[str] = []
-    result = await run(url, provider, number=2, stream=stream, on_text=pieces.append)
+    result = await run(client, url, provider, number=2, stream=stream, on_text=pieces.append)
     said = "".join(pieces)  # Anthropic's model also says something before its calls
     assert said.endswith(result.text) if stream else said == ""
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_one_call_per_response_when_parallel_calls_are_off(url, provider):
-    together = await run(url, provider, number=7)
-    apart = await run(url, provider, number=7, parallel_tool_calls=False, max_rounds=50)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_one_call_per_response_when_parallel_calls_are_off(client, url, provider):
+    together = await run(client, url, provider, number=7)
+    apart = await run(client, url, provider, number=7, parallel_tool_calls=False, max_rounds=50)
     assert max(len(r.tool_calls) for r in together.record.rounds) > 1
     assert [len(r.tool_calls) for r in apart.record.rounds[:-1]] == [1] * (len(apart.record.rounds) - 1)
     assert [c.name for c in apart.record.tool_calls] == [c.name for c in together.record.tool_calls]
@@ -125,8 +131,9 @@ async def test_one_call_per_response_when_parallel_calls_are_off(url, provider):
 
 @pytest.mark.parametrize(("choice", "calls"), [("none", False), ("required", True), ("get_population", True)])
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_tool_choice_is_passed_through(url, provider, choice, calls):
-    result = await run(url, provider, number=1, tool_choice=choice, max_rounds=1)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_tool_choice_is_passed_through(client, url, provider, choice, calls):
+    result = await run(client, url, provider, number=1, tool_choice=choice, max_rounds=1)
     made = [c.name for c in result.record.tool_calls]
     assert bool(made) == calls
     if choice == "get_population":
@@ -140,8 +147,9 @@ async def weather_fails(city: str, units: str = "celsius") -> str:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_the_server_accepts_error_results(url, provider):
-    result = await run(url, provider, number=7, tools=(weather_fails, get_population))
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_the_server_accepts_error_results(client, url, provider):
+    result = await run(client, url, provider, number=7, tools=(weather_fails, get_population))
     failed = [c for c in result.record.tool_calls if c.name == "get_weather"]
     assert failed
     assert {(c.status, c.error_type) for c in failed} == {("error", "ConnectionError")}
@@ -180,8 +188,11 @@ def strict_url(tmp_path_factory):
     [("sk-wrong", None, 401, "AuthenticationError"), ("sk-right", "gpt-0", 404, "NotFoundError")],
 )
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-async def test_a_refusal_names_provider_status_and_request(strict_url, provider, key, model, status, cause):
-    made = make_provider(provider, base_url=strict_url, model=model, api_key=key)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_refusal_names_provider_status_and_request(
+    client, strict_url, provider, key, model, status, cause
+):
+    made = make_provider(provider, base_url=strict_url, model=model, api_key=key, client=client)
     with pytest.raises(ProviderError) as caught:
         await ToolLoop(made).run("hi")
     await made.client.close()
@@ -189,17 +200,18 @@ async def test_a_refusal_names_provider_status_and_request(strict_url, provider,
     assert (error.provider, error.status, error.error_type) == (provider, status, f"http_{status}")
     assert error.request_id == error.record.rounds[0].model.attempts[0].request_id
     assert error.request_id.startswith("req_")
-    assert type(error.__cause__).__name__ == cause
+    assert type(error.__cause__).__name__ == (cause if client == "sdk" else "NoneType")
     assert f"status {status}" in str(error)
     assert (error.record.status, error.exit_code) == ("error", 3)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_retries_are_attempts_with_backoff_between_them(provider):
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_retries_are_attempts_with_backoff_between_them(client, provider):
     with socket.socket() as closed:  # bound, not listening: every connection is refused
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        made = make_provider(provider, base_url=url)
+        made = make_provider(provider, base_url=url, client=client)
         made.client.max_retries = 1
         with pytest.raises(ProviderError) as caught:
             await ToolLoop(made).run("hi")
@@ -214,8 +226,9 @@ async def test_retries_are_attempts_with_backoff_between_them(provider):
     assert loop_phases(record)["backoff"] == backoff
 
 
-async def test_a_cancelled_loop_leaves_no_task_behind(url):
-    model = make_provider("openai", base_url=url)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_cancelled_loop_leaves_no_task_behind(client, url):
+    model = make_provider("openai", base_url=url, client=client)
     records = []
     loop = ToolLoop(model, (get_weather, get_population), Gathered(), sinks=[records.append])
     task = asyncio.create_task(loop.run(PROMPT, number=7))
