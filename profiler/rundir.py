@@ -189,13 +189,15 @@ class ClientCapacity:
     """The client's own speed, measured before the run with one-round loops on a server without latency.
 
     Rates are those of all processes together; `seconds` is the median duration of a loop that runs
-    alone, which is the client's own part of every latency.
+    alone, which is the client's own part of every latency. `request_cpu`: by client (`sdk`, `lean`), the
+    seconds of CPU that one request to a model takes through it; of those that were measured.
     """
 
     agents: int
     loops_per_second: float
     requests_per_second: float
     seconds: float
+    request_cpu: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,7 @@ class OwnRun:
             model_gate=self._gate,
             profiler=self.profiler,
             guard=None if self._pointing is None else self._pointing.for_plain,
+            client=options.client,
         )
 
 

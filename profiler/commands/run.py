@@ -241,6 +241,10 @@ def _prompt(arguments: argparse.Namespace, options: LoadOptions) -> str | None:
                     f"{option} is not for a script: {arguments.what} runs as it is, with what stands "
                     "behind it"
                 )
+        if options.client != "sdk":
+            raise UsageError(
+                f"--client is not for a script: {arguments.what} runs as it is, with clients of its own"
+            )
         if arguments.strategy is not None:
             raise UsageError(
                 f"--strategy is not for a script: {arguments.what} runs its calls in its own way; --agent "

@@ -57,6 +57,7 @@ class LoadedAgent:
         keywords = dict(variant or {})
         self._check(keywords)
         if self.plain:
+            context.check_client(self.spec)
             return _one_loop(self.spec, self.function, context, keywords)
         try:
             made = await self._made(context, keywords)
@@ -69,6 +70,7 @@ class LoadedAgent:
                 f"the agent's factory returned {made!r}: expected a function that takes the prompt, or "
                 f"nothing{_hint(self.spec, made)}"
             )
+        context.check_client(self.spec)
         return _one_loop(f"what {self.spec} returned", made, context, {})
 
     async def _made(self, context: AgentContext, keywords: dict[str, Any]) -> Any:

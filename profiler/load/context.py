@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from profiler.errors import RequestRefused, UsageError
 from profiler.limits.gate import Gate, current_slot
 from profiler.loop.recorder import LiveCalls, Recorder, Sink
+from profiler.providers import ClientName, make_provider
 from profiler.providers.attempts import Guard
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.records import LoopRecord
@@ -86,7 +87,8 @@ class AgentContext:
     what Anthropic's clients take as theirs, `openai_url` what OpenAI's do, `body` the fields of `--body`.
     `tools_url` is the root of the tools. `strategy` says how the calls of a round are to run: hand it to a
     `ToolLoop`, or use `execute` or `limiter`. `profiler` watches a loop that is written already; `sink`,
-    `record_content` and `redact` are for a `ToolLoop`. `limited(model)` keeps to `--model-limit`. `number`,
+    `record_content` and `redact` are for a `ToolLoop`, and so is `make_model()`. `limited(model)` keeps to
+    `--model-limit`. `number`,
     `prompt` and `agent` are those of the loop that the caller is in.
     """
 
@@ -106,6 +108,7 @@ class AgentContext:
         model_gate: Gate | None = None,
         profiler: Profiler | None = None,
         guard: Guard | None = None,
+        client: ClientName = "sdk",
     ) -> None:
         from profiler.watch.profiler import Profiler
 
@@ -126,6 +129,8 @@ class AgentContext:
         self.profiler.guard = self.guard = guard
         self._prompt = prompt
         self._model_gate = model_gate
+        self._client: ClientName = client
+        self._made_model = False
         self._closers: list[Callable[[], Awaitable[Any]]] = []
 
     def client_options(self, sdk: str = "openai", **transport: Any) -> dict[str, Any]:
@@ -140,6 +145,31 @@ class AgentContext:
             **sdk_options(self.endpoint, sdk, None),
             "http_client": http_client(**{**client_options(self.endpoint), **transport}),
         }
+
+    def make_model(self) -> Model:
+        """A model for a `ToolLoop`: that of the options, `--client` and `--model-limit` among them.
+
+        Its client is closed after the last loop.
+        """
+        self._made_model = True
+        model = make_provider(
+            self.provider,
+            base_url=self.endpoint,
+            model=self.model,
+            body=self.body,
+            rewrite=False,
+            client=self._client,
+        )
+        self.on_close(model.client.close)  # type: ignore[attr-defined]
+        return self.limited(model)
+
+    def check_client(self, agent: str) -> None:
+        """Raises `UsageError` where the agent, which is made by now, has no use for the client asked for."""
+        if self._client != "sdk" and not self._made_model:
+            raise UsageError(
+                f"--client {self._client}: {agent} asks the model by clients of its own; leave --client out, "
+                "or give a factory whose loops ask a model of context.make_model()"
+            )
 
     @property
     def number(self) -> int:

@@ -200,6 +200,7 @@ class Leader:
                 self._trials()
                 if self.error is None:
                     self._warn_of_strategies_without_trial()
+                    self._measure_other_client()
                 self._stop.wait(self.options.linger_seconds)
             self._save_spent()
             self.output.save(
@@ -245,6 +246,13 @@ class Leader:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
             self._warn_of_short_ramp()
         return not self._stop.is_set()
+
+    def _measure_other_client(self) -> None:
+        """Unless somebody waits for the end: whoever stopped the test, or a search that has a next one."""
+        if (self._stop.is_set() and not self._time_is_out()) or self.options.until_seconds is not None:
+            return
+        self._workers.measure_other_client(self.options)
+        self.output.save(capacity=self._workers.capacity)
 
     def _say_checks(self) -> None:
         """Say what the first loops showed. Raises `UsageError` where that leaves a search nothing to find."""

@@ -1,7 +1,7 @@
 """Messages between the leader and the workers of a load test; each is one frozen record.
 
-    leader → worker    Prepare  Begin  Grant  End  Cut  Heard  Dismiss
-    worker → leader    Hello  Ready  Pulse  Records  Drained  Beat  Returned
+    leader → worker    Prepare  Begin  Grant  End  Cut  Heard  Dismiss  MeasureClient
+    worker → leader    Hello  Ready  Pulse  Records  Drained  Beat  Returned  ClientMeasured
 
 To another process a message travels on Locust's own connection, as its wire name and a plain dict (`pack`,
 `unpack`); in a single process it is passed on as it is. Times named `…_seconds` are in seconds, `…_ns` in
@@ -138,13 +138,15 @@ class Returned:
 class Calibration:
     """A worker's work against a server without latency: `loops` of `agents` agents in `seconds`.
 
-    `lone_seconds` is the median of loops that ran alone.
+    `lone_seconds` is the median of loops that ran alone, `request_cpu` the seconds of CPU that one request to
+    a model takes through the client of the loops, None where those are not the built-in ones.
     """
 
     agents: int
     loops: int
     seconds: float
     lone_seconds: float
+    request_cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +233,25 @@ class Drained:
     lost_sessions: tuple[tuple[str, int], ...] = ()
 
 
-ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss
-ToLeader = Hello | Ready | Pulse | Records | Drained | Beat | Returned
+@dataclass(frozen=True, slots=True)
+class MeasureClient:
+    """After the last trial: how much CPU a request takes through the client that the loops did not use.
+
+    `server` is the URL of one without latency. The worker answers with `ClientMeasured`.
+    """
+
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientMeasured:
+    """The answer to `MeasureClient`, as in `Calibration`. None: that client cannot be used here."""
+
+    request_cpu: float | None
+
+
+ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss | MeasureClient
+ToLeader = Hello | Ready | Pulse | Records | Drained | Beat | Returned | ClientMeasured
 
 
 def wire_name(kind: type[M]) -> str:

@@ -45,7 +45,7 @@ from profiler.load.endpoints import (
     tls_of,
 )
 from profiler.load.plan import MOST_DRAIN_SECONDS
-from profiler.providers import DIALECTS, PROVIDERS
+from profiler.providers import CLIENTS, DIALECTS, PROVIDERS, ClientName
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.redaction import keep_secret
 from profiler.redaction.keys import REDACTED
@@ -181,6 +181,13 @@ class LoadOptions(Options):
 
     provider: str = target(
         "--provider", TEXT, "openai", "whose SDK and wire format", choices=tuple(PROVIDERS)
+    )
+    client: ClientName = target(  # noqa: RUF009  # as the others: an alias is not known to be immutable
+        "--client",
+        TEXT,
+        "sdk",
+        "client of the model's server: the provider's SDK, or our own, which costs a small part of that",
+        choices=CLIENTS,
     )
     scenario: str = target("--scenario", TEXT, "cities", "what the work is", metavar="NAME|FILE")
     base_url: str | None = target(
@@ -547,6 +554,11 @@ class LoadOptions(Options):
                         f"--strategy {spec}: there is no MCP server {rule.server!r}"
                         f"{did_you_mean(rule.server, known)}; known: {', '.join(known)}"
                     )
+
+    @property
+    def other_client(self) -> ClientName:
+        """The one that the built-in loops do not use."""
+        return next(client for client in CLIENTS if client != self.client)
 
     @property
     def servers(self) -> tuple[ServerSpec, ...]:

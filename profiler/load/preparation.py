@@ -36,11 +36,11 @@ from profiler.load.tool_servers import ToolServers
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.ledger import current_ledger
 from profiler.loop.loop import ToolLoop
-from profiler.loop.model import LimitedModel, parse_model_limit
+from profiler.loop.model import LimitedModel, Probe, RequestOptions, parse_model_limit
 from profiler.loop.recorder import Sink, waited_for
 from profiler.loop.supervision import Supervision, supervised
 from profiler.loop.tools import Tool
-from profiler.providers import make_provider
+from profiler.providers import ClientName, make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
@@ -63,6 +63,11 @@ CALIBRATION_AGENTS = 32
 """In each process: enough to keep it busy."""
 
 LONE_LOOPS = 5
+
+COST_SECONDS = 0.1
+"""How long requests are sent to tell how much CPU one takes."""
+
+COST_IN_FLIGHT = 8
 
 NO_SERVER = "http://127.0.0.1"
 """In place of a model's server where there is none: nothing is sent there."""
@@ -316,6 +321,7 @@ class LoopRunners:
             model_gate=self._model_gate,
             profiler=self._shared if loaded.plain else None,
             guard=self._pointing.for_plain if loaded.plain else self._pointing.guard,
+            client=options.client,
         )
         if loaded.plain and self._shared is None:
             # One for all strategies, since a client at module level has one: calls are told apart by the
@@ -372,7 +378,12 @@ def built_in_loops(
     from profiler.scenarios.tools import scenario_tools
 
     model = make_provider(
-        options.provider, base_url=endpoint, model=options.model, body=options.fields, rewrite=False
+        options.provider,
+        base_url=endpoint,
+        model=options.model,
+        body=options.fields,
+        rewrite=False,
+        client=options.client,
     )
     return partial(
         ToolLoop,
@@ -405,7 +416,9 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
         return await calibrate_direct(options, root)
     from profiler.scenarios.tools import scenario_tools
 
-    model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
+    model = make_provider(
+        options.provider, base_url=root, model=options.model, rewrite=False, client=options.client
+    )
     tools = scenario_tools(load_scenario("instant"), root, environment={})
     lines: list[bytes] = []  # recording is part of what the client does; nobody reads these
     sinks = [waited_for(lambda record: lines.append(encode(record)))]
@@ -418,6 +431,38 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     )
     await model.client.close()  # type: ignore[attr-defined]
     return Calibration(CALIBRATION_AGENTS, loops, elapsed, statistics.median(lone) / 1e9)
+
+
+async def request_cpu(options: LoadOptions, root: str, client: ClientName) -> float:
+    """The seconds of CPU that one request to a model takes through a client, its reply read included.
+
+    `root` serves the scenario `instant`. What this thread used, which runs nothing else meanwhile.
+    """
+    from profiler.scenarios.tools import scenario_tools
+
+    model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False, client=client)
+    tools = model.render_tools(scenario_tools(load_scenario("instant"), root, environment={}))
+    asked = RequestOptions(stream=options.stream)
+    requests = 0
+
+    async def send(until: float) -> None:
+        nonlocal requests
+        while True:
+            await model.request(model.conversation("Together."), tools, asked, Probe(time.monotonic_ns))
+            requests += 1
+            if time.monotonic() >= until:
+                return
+
+    async def send_until(until: float) -> None:
+        await asyncio.gather(*(send(until) for _ in range(COST_IN_FLIGHT)))
+
+    try:
+        await send_until(0.0)  # connects, and imports what a first request does
+        requests, began = 0, time.thread_time()
+        await send_until(time.monotonic() + COST_SECONDS)
+        return (time.thread_time() - began) / requests
+    finally:
+        await model.client.close()  # type: ignore[attr-defined]
 
 
 async def calibrate_direct(options: LoadOptions, root: str) -> Calibration:

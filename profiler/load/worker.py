@@ -29,9 +29,19 @@ from profiler.load.context import AgentFactory
 from profiler.load.health import Kernel, Meter, machine_id, shift_ns
 from profiler.load.identity import of_scenario
 from profiler.load.lease import Lease
-from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready, Returned
+from profiler.load.messages import (
+    Begin,
+    ClientMeasured,
+    Drained,
+    Grant,
+    MeasureClient,
+    Prepare,
+    Pulse,
+    Ready,
+    Returned,
+)
 from profiler.load.options import METRICS_PORT, LoadOptions
-from profiler.load.preparation import LoopRunners, calibrate
+from profiler.load.preparation import LoopRunners, calibrate, request_cpu
 from profiler.load.spending import LoopAccount
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
 from profiler.loop.eventloop import unpatched
@@ -99,6 +109,7 @@ class Worker:
         self._metrics_port = 0
         self._runners: LoopRunners | None = None
         self._prepared: tuple[object, Ready] | None = None
+        self._options: LoadOptions | None = None
         self._trial: RunningTrial | None = None
         self._sequence = 0
         # Loops that ended while the lease did not hold: of a worker that is dismissed they do not count.
@@ -226,6 +237,19 @@ class Worker:
             for task in list(self._trial.tasks):
                 task.cancel()
 
+    def measure_client(self, message: MeasureClient) -> ClientMeasured:
+        """Measure the client that the loops did not use. Nothing may run meanwhile."""
+        options = self._options
+        assert options is not None
+        other = options.other_client
+        try:
+            return ClientMeasured(
+                self._loop_thread().run(lambda: request_cpu(options, message.server, other), PREPARE_SECONDS)
+            )
+        except (ProfilerError, TimeoutError) as error:  # such as an SDK that is too old
+            _log.debug("the client %s cannot be measured: %s", other, describe(error))
+            return ClientMeasured(None)
+
     def pulse(self) -> Pulse | None:
         """How the trial under way stands; None when there is none, or this process is leaving."""
         return None if self._trial is None or self.leaving else self._trial.pulse()
@@ -291,6 +315,7 @@ class Worker:
                 f"worker {message.worker} ({socket.gethostname()}, pid {os.getpid()}) has another scenario "
                 f"{options.scenario} than the master: give both the same file"
             )
+        self._options = options
         thread = self._loop_thread()
         # On its thread, since it takes seconds where the machine is busy, and heartbeats have to go on here.
         thread.run(_import_tools, PREPARE_SECONDS)
@@ -301,9 +326,6 @@ class Worker:
         metrics_port = None if remote else self._serve_metrics(options, message.worker)
         self._process = process_name(message.worker)
         self._shift_ns = shift_ns(Anchor.now(), message.anchor) if remote else 0
-        calibration = None
-        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
-            calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         self._scenario = scenario.name
         if options.agent is not None:
             set_environment(options.endpoint(message.root), os.environ)
@@ -312,6 +334,9 @@ class Worker:
             user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))
             for user_class, factory in self._factories().items()
         }
+        calibration = None
+        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
+            calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         if options.direct:  # no model's server, and no tools beside it
             tools_root = ""
         else:
@@ -323,6 +348,10 @@ class Worker:
         # Locust, the SDKs and pydantic stay: collections during the test need not look at them.
         gc.collect()
         gc.freeze()
+        if calibration is not None and not options.direct and None in agents.values():
+            assert server is not None
+            used = thread.run(lambda: request_cpu(options, server, options.client), PREPARE_SECONDS)
+            calibration = replace(calibration, request_cpu=used)
         return replace(ready, metrics_port=metrics_port, calibration=calibration)
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,10 +16,12 @@ from profiler.load.identity import of_scenario
 from profiler.load.messages import (
     Begin,
     Calibration,
+    ClientMeasured,
     Cut,
     Drained,
     End,
     Grant,
+    MeasureClient,
     Prepare,
     Pulse,
     Ready,
@@ -44,7 +47,7 @@ ANSWER_SECONDS = 15.0
 CALIBRATION_REQUESTS = 5
 """Requests of a loop of the scenario `instant`: two to the model, three to tools."""
 
-A = TypeVar("A", Ready, Drained)
+A = TypeVar("A", Ready, Drained, ClientMeasured)
 
 
 class Transport(Protocol):
@@ -142,6 +145,7 @@ class Workers:
         self._prepared: set[str] = set()
         self._ready: _Answers[Ready] = self._answers()
         self._drained: _Answers[Drained] = self._answers()
+        self._measured: _Answers[ClientMeasured] = self._answers()
         self._sequence = 0
 
     def prepare(self, options: LoadOptions, root: str, patience: float = PREPARE_SECONDS) -> list[str]:
@@ -162,7 +166,7 @@ class Workers:
             self._heard_ready(worker, answer, options)
         if self._calibrated:
             requests = 1 if options.direct else CALIBRATION_REQUESTS
-            self.capacity = _capacity(self._calibrated.values(), requests)
+            self.capacity = _capacity(self._calibrated.values(), requests, options.client)
         return [worker for worker in workers if worker in self._prepared]
 
     def begin(
@@ -224,6 +228,22 @@ class Workers:
             lost = (f"{lost[0]}; {str(self._shortage) or at_the_end}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
+    def measure_other_client(self, options: LoadOptions) -> None:
+        """After the last trial: have a worker measure the client that the loops did not use."""
+        capacity = self.capacity
+        workers = [worker for worker in self.transport.workers() if worker in self._calibrated]
+        if capacity is None or not capacity.request_cpu or not workers:
+            return
+        self._measured = self._answers()
+        with self._calibration() as server:
+            if server is None:
+                return
+            self.transport.send(MeasureClient(server), workers[0])
+            for answer in self._measured.wait(workers[:1], PREPARE_SECONDS).values():
+                if answer.request_cpu is not None:
+                    cost = {**capacity.request_cpu, options.other_client: answer.request_cpu}
+                    self.capacity = replace(capacity, request_cpu=cost)
+
     def cut(self) -> None:
         """Have all loops under way cancelled, on every worker."""
         for worker in self.transport.workers():
@@ -263,6 +283,9 @@ class Workers:
 
     def ready(self, worker: str, message: Ready) -> None:
         self._ready.give(worker, message)
+
+    def client_measured(self, worker: str, message: ClientMeasured) -> None:
+        self._measured.give(worker, message)
 
     def drained(self, worker: str, message: Drained) -> None:
         # Else the leader had given up waiting for it, or on it.
@@ -382,14 +405,16 @@ class _Answers(Generic[A]):
         return {worker: self._given[worker] for worker in workers if worker in self._given}
 
 
-def _capacity(calibrated: Collection[Calibration], requests: int) -> ClientCapacity:
+def _capacity(calibrated: Collection[Calibration], requests: int, client: str) -> ClientCapacity:
     """The capacity of all workers together, at least one of which was calibrated; `requests` of a loop."""
     rate = sum(one.loops / one.seconds for one in calibrated)
+    costs = [one.request_cpu for one in calibrated if one.request_cpu is not None]
     return ClientCapacity(
         agents=sum(one.agents for one in calibrated),
         loops_per_second=rate,
         requests_per_second=rate * requests,
         seconds=max(one.lone_seconds for one in calibrated),
+        request_cpu={client: statistics.median(costs)} if costs else {},
     )
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from profiler.limits.spec import totals
 from profiler.loop.model import parse_model_limit
+from profiler.providers import PROVIDERS
 from profiler.report import servers
 from profiler.report.recorded import change_words, words
 from profiler.report.text import clean, counted, duration, number, percent
@@ -249,11 +250,23 @@ def _client(run: Run) -> list[str]:
     parts += [f"{name} CPU {percent(share)}" for name, share in busiest(run, "client").items()]
     lines = [f"at worst: {', '.join(parts)}"] if parts else []
     if run.capacity is not None:
+        if run.capacity.request_cpu:
+            lines.append(_clients(run, run.capacity.request_cpu))
         lines.append(
             f"client alone: {number(run.capacity.requests_per_second)} requests/s with "
             f"{run.capacity.agents} agents; {duration(run.capacity.seconds)} for a lone loop of 5 requests"
         )
     return lines
+
+
+def _clients(run: Run, costs: Mapping[str, float]) -> str:
+    """`client: openai SDK, 1.8 ms CPU a request; lean 0.1`: the one that was used first."""
+    used = run.arguments.get("client", "sdk")
+    sdk = PROVIDERS[run.provider].sdk if run.provider in PROVIDERS else "provider's"
+    names = {"sdk": f"{sdk} SDK", "lean": "lean"}
+    (first, cost), *others = sorted(costs.items(), key=lambda one: one[0] != used)
+    said = "".join(f"; {names.get(name, name)} {other * 1e3:.2g}" for name, other in others)
+    return f"client: {names.get(first, first)}, {cost * 1e3:.2g} ms CPU a request{said}"
 
 
 def _load(summary: Summary) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from profiler.records import NO_MODEL
 from profiler.rundir import ClientHealth, Run
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.lateness import CAUTION, LIMIT_SECONDS, LIMIT_SHARE, worst
@@ -113,12 +114,17 @@ def said_of(whose: Fault, healths: Sequence[ClientHealth], run: Run) -> tuple[st
     if whose == "container_throttled":
         counts = f" ({said[0]})" if said else ""
         return f"this container is throttled{counts}", "raise its CPU quota, or use fewer agents"
+    fewer = f"use fewer agents or {more}"
+    built_in = run.arguments.get("agent") is None and run.provider != NO_MODEL
+    if built_in and run.arguments.get("client") == "sdk":
+        costs = run.capacity.request_cpu if run.capacity is not None else {}
+        beside = ""
+        if len(costs) > 1:
+            beside = f" ({_ms(costs['lean'])} of CPU a request, the SDK {_ms(costs['sdk'])})"
+        fewer = f"use --client lean{beside}, fewer agents or {more}"
     if whose == "client_saturated":
-        return "this client is saturated", f"use fewer agents or {more}"
-    return (
-        "this client was late, cannot tell whose fault",
-        f"stop other work on this machine, or use fewer agents or {more}",
-    )
+        return "this client is saturated", fewer
+    return "this client was late, cannot tell whose fault", f"stop other work on this machine, or {fewer}"
 
 
 def _ms(seconds: float) -> str:

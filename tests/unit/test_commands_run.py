@@ -109,6 +109,7 @@ def test_run_of_one_loop_has_no_figures_to_judge(option: str, capsys: pytest.Cap
             ["--strategy", "gathered", "s.py"],
             "--strategy is not for a script: s.py runs its calls in its own",
         ),
+        (["--client", "lean", "s.py"], "--client is not for a script: s.py runs as it is, with clients of"),
         (["--emulate", "--base-url", "http://127.0.0.1:9"], "--emulate and --base-url name two servers"),
         (["none.py"], "none.py: No such file or directory (what ends in .py is a script"),
         (["--agent", "no_such_module:agent"], "--agent no_such_module:agent: cannot import no_such_module"),

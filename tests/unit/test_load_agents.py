@@ -72,7 +72,7 @@ def factory(function: Any) -> LoadedAgent:
     return as_agent(function, "agents:make", factory=True)
 
 
-def context(spec: str, sinks: Any = ()) -> AgentContext:
+def context(spec: str, sinks: Any = (), client: Any = "sdk") -> AgentContext:
     return AgentContext(
         provider="openai",
         endpoint=Endpoint.parse("http://127.0.0.1:1/v1"),
@@ -81,7 +81,33 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
         strategy=parse_strategy(spec).build(),
         prompt="Task {number}.",
         sinks=sinks,
+        client=client,
     )
+
+
+async def test_factory_has_its_model_made_with_the_client_that_was_asked_for() -> None:
+    for client, kind in (("sdk", "OpenAIChat"), ("lean", "LeanModel")):
+        given = context("gathered", client=client)
+        models = []
+
+        def make(ctx: AgentContext, models: list[Any] = models) -> Callable[[], None]:
+            models.append(ctx.make_model())
+            return lambda: None
+
+        await factory(make).make(given)
+        (model,) = models
+        assert (type(model).__name__, model.model, model.provider) == (kind, "gpt-4o", "openai")
+        await given.close()
+
+
+async def test_client_that_an_agent_does_not_use_is_refused() -> None:
+    async def agent(prompt: str) -> None: ...
+
+    for plain in (True, False):
+        loaded = as_agent(agent, "app:agent") if plain else factory(lambda ctx: agent)
+        await loaded.make(context("gathered"))
+        with pytest.raises(UsageError, match=r"^--client lean: (app:agent|agents:make) asks the model by"):
+            await loaded.make(context("gathered", client="lean"))
 
 
 def test_agent_of_one_s_own_can_heed_the_model_limit() -> None:

@@ -9,6 +9,7 @@ from profiler.load.messages import (
     Beat,
     Begin,
     Calibration,
+    ClientMeasured,
     Cut,
     Dismiss,
     Drained,
@@ -16,6 +17,7 @@ from profiler.load.messages import (
     Grant,
     Heard,
     Hello,
+    MeasureClient,
     Prepare,
     Pulse,
     Ready,
@@ -49,7 +51,10 @@ MESSAGES = (
     Dismiss(),
     Returned(3, 20.5),
     Ready("openai: http_401", 3),
-    Ready(None, 0, 0.2, "m", 9464, Calibration(32, 500, 0.5, 0.004), Spent(1, 2, 30, 4), "http_503"),
+    Ready(None, 0, 0.2, "m", 9464, Calibration(32, 500, 0.5, 0.004, 0.002), Spent(1, 2, 30, 4), "http_503"),
+    MeasureClient("http://127.0.0.1:7"),
+    ClientMeasured(0.0001),
+    ClientMeasured(None),
     Pulse(4, TrialState(7, 1, 30, 2, 1, 5_000_000), 37, asks=True, spent=Spent(0, 60, 900, 120)),
     Records(b'{"id":"\xc3\xa9"}\n', 1),
     Drained(4, 2, 9, 10, 1, 0, 9, Spent(0, 27), ClientHealth("worker 0", 4, 0.5, None, 0.9)),
@@ -69,7 +74,7 @@ def test_message_has_a_wire_name_of_its_own() -> None:
     kinds = (ToWorker | ToLeader).__args__
     assert {type(message) for message in MESSAGES} == set(kinds)
     assert {wire_name(kind) for kind in kinds} == {f"toolcall_{kind.__name__.lower()}" for kind in kinds}
-    assert len(kinds) == 14
+    assert len(kinds) == 16
 
 
 def test_options_that_cannot_be_are_refused_on_arrival_too() -> None:

@@ -101,6 +101,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     options = LoadOptions(
         strategies=parse_strategies("gathered,semaphore:4@agent"),
         provider="anthropic",
+        client="lean",
         scenario="instant",
         base_url="http://127.0.0.1:1",
         body=('thinking={"type": "enabled", "budget_tokens": 1024}', "stream_options=null"),

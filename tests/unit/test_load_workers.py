@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.messages import (
     Begin,
     Calibration,
+    ClientMeasured,
     Cut,
     Drained,
     End,
     Grant,
+    MeasureClient,
     Prepare,
     Pulse,
     Ready,
@@ -86,6 +89,7 @@ class Connected:
         self.sent: list[tuple[str, ToWorker]] = []
         self.answer = Ready(model="m", spent=Spent(1, 2, 30, 4))
         self.drained = Drained(0, 2, 9, 10, 1, 0, 9, Spent(0, 27))
+        self.other_client: float | None = 0.0001
         self.mute: set[str] = set()
         self.user_count = 0
         self.wanted = 0
@@ -111,6 +115,8 @@ class Connected:
         elif isinstance(message, Prepare):
             seconds = 0.1 * (1 + message.worker)
             self.workers_of_test.ready(worker, replace(self.answer, loop_seconds=seconds))
+        elif isinstance(message, MeasureClient):
+            self.workers_of_test.client_measured(worker, ClientMeasured(self.other_client))
         elif isinstance(message, Begin):
             self.drained = replace(self.drained, sequence=message.sequence)
         elif isinstance(message, End):
@@ -236,6 +242,41 @@ def test_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers() -> 
     assert opened == [True, False]
     servers = [message.calibration for _, message in there.sent if isinstance(message, Prepare)]
     assert servers == ["http://127.0.0.1:7"] * 2 + [None] * 2
+
+
+@contextlib.contextmanager
+def emulator() -> Iterator[str]:
+    yield "http://127.0.0.1:7"
+
+
+@pytest.mark.parametrize(("client", "other"), [("sdk", "lean"), ("lean", "sdk")])
+def test_client_that_was_not_used_is_measured_by_one_worker(client: Any, other: str) -> None:
+    there, options = Connected("a", "b", calibration=emulator), replace(OPTIONS, client=client)
+    workers = there.workers_of_test
+    there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005, 0.002))
+    workers.prepare(options, ROOT)
+    assert workers.capacity == ClientCapacity(64, 400.0, 2000.0, 0.005, {client: 0.002})
+    workers.measure_other_client(options)
+    assert workers.capacity.request_cpu == {client: 0.002, other: 0.0001}
+    assert [(w, m.server) for w, m in there.sent if isinstance(m, MeasureClient)] == [
+        ("a", "http://127.0.0.1:7")
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, "none", "leaves"])
+def test_client_that_cannot_be_measured_is_left_out(answer: str | None) -> None:
+    """The loops are an agent's own; the SDK is missing; the worker leaves."""
+    there = Connected("a", calibration=emulator)
+    workers = there.workers_of_test
+    used = None if answer is None else 0.002
+    there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005, used))
+    workers.prepare(OPTIONS, ROOT)
+    there.other_client = None
+    there.mute = {"a"} if answer == "leaves" else set()
+    workers.measure_other_client(OPTIONS)
+    assert workers.capacity is not None
+    assert workers.capacity.request_cpu == ({} if used is None else {"sdk": 0.002})
+    assert there.told(MeasureClient) == ([] if answer is None else ["a"])
 
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(3, TargetError), (2, UsageError), (1, ProfilerError)])

@@ -12,7 +12,7 @@ from profiler.records import Attempt, LoopRecord, ServerToolCall, Shortfall
 from profiler.report.terminal import limits, overlap, render_comparison, use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import causes, render_timeline
-from profiler.rundir import ClientHealth, Run
+from profiler.rundir import ClientCapacity, ClientHealth, Run
 from profiler.shortfalls import EXPLAINED
 from profiler.statistics.figures import MovingLimit, Overlap
 from profiler.statistics.summary import Level, Summary, summarise
@@ -137,6 +137,24 @@ def test_effective_total_of_a_limit_is_printed() -> None:
         made, strategies=tuple(map(StrategySpec.recorded, ("gathered", "semaphore:3@agent", "my-own")))
     )
     assert limits(per_agent) == ["semaphore:3@agent: limit 3 × 20 agents = 60 calls at once"]
+
+
+@pytest.mark.parametrize(
+    ("client", "costs", "line"),
+    [
+        ("sdk", {"sdk": 0.0018, "lean": 0.0001}, "client: openai SDK, 1.8 ms CPU a request; lean 0.1"),
+        ("lean", {"sdk": 0.0018, "lean": 0.0001}, "client: lean, 0.1 ms CPU a request; openai SDK 1.8"),
+        ("lean", {"lean": 0.0001}, "client: lean, 0.1 ms CPU a request"),
+        ("sdk", {}, None),
+    ],
+)
+def test_cost_of_the_client_is_said_beside_that_of_the_other(
+    client: str, costs: dict[str, float], line: str | None
+) -> None:
+    capacity = ClientCapacity(32, 100.0, 500.0, 0.005, costs)
+    made, summary = experiment(capacity=capacity, arguments={"client": client})
+    lines = render_comparison(summary, made, 100).splitlines()
+    assert [said for said in lines if said.startswith("client: ")] == ([] if line is None else [line])
 
 
 def test_narrow_terminal_is_not_overrun() -> None:

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from profiler.records import LoopRecord, RemoteCall, ServerToolCall
-from profiler.rundir import ClientHealth, Incident, Load, Run
+from profiler.records import NO_MODEL, LoopRecord, RemoteCall, ServerToolCall
+from profiler.rundir import ClientCapacity, ClientHealth, Incident, Load, Run
 from profiler.statistics.caveats import Caveat
 from profiler.statistics.summary import Summary, summarise
 from tests.unit.statistics_data import loop, made, run, trial, trials
@@ -56,6 +56,39 @@ def test_saturated_client_is_invalid_and_says_which_limit() -> None:
     caveat = found(client=(ClientHealth("w0", cpu=0.95),))["client_saturated"]
     assert "this client is saturated: a client process kept a core 95 % busy (limit 90 %)" in caveat.detail
     assert caveat.remedy == "use fewer agents or more workers (now 1)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "costs", "remedy"),
+    [
+        ({"client": "sdk"}, {}, "use --client lean, fewer agents or more workers (now 1)"),
+        (
+            {"client": "sdk"},
+            {"sdk": 0.00184, "lean": 0.00012},
+            "use --client lean (0.12 ms of CPU a request, the SDK 1.84 ms), fewer agents or more workers "
+            "(now 1)",
+        ),
+        ({"client": "lean"}, {"sdk": 0.002, "lean": 0.0001}, "use fewer agents or more workers (now 1)"),
+        ({"client": "sdk", "agent": "app:agent"}, {}, "use fewer agents or more workers (now 1)"),
+        ({"client": "sdk", "direct": True}, {}, "use fewer agents or more workers (now 1)"),
+    ],
+)
+def test_client_that_is_too_slow_is_told_of_the_faster_one(
+    arguments: dict[str, object], costs: dict[str, float], remedy: str
+) -> None:
+    provider = NO_MODEL if "direct" in arguments else "openai"
+    capacity = ClientCapacity(32, 100.0, 500.0, 0.005, costs)
+    given = found(
+        client=(ClientHealth("w0", cpu=0.95),), provider=provider, arguments=arguments, capacity=capacity
+    )
+    assert given["client_saturated"].remedy == remedy
+    late = found(
+        client=(ClientHealth("w0", loop_lag_p99=0.2),),
+        provider=provider,
+        arguments=arguments,
+        capacity=capacity,
+    )
+    assert late["client_late"].remedy == f"stop other work on this machine, or {remedy}"
 
 
 def test_lateness_of_a_few_milliseconds_is_nothing_beside_a_long_median() -> None:

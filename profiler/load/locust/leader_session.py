@@ -27,7 +27,7 @@ from profiler.load.locust.quirks import (
     let_workers_leave,
     wait_for_forked_workers,
 )
-from profiler.load.messages import Drained, Pulse, Ready, Records, Returned
+from profiler.load.messages import ClientMeasured, Drained, Pulse, Ready, Records, Returned
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
 from profiler.load.spending import Budget, Grants
@@ -79,6 +79,7 @@ class LeaderSession:
         receive(runner, Ready, self._workers.ready)
         receive(runner, Pulse, self._workers.pulse)
         receive(runner, Drained, self._workers.drained)
+        receive(runner, ClientMeasured, self._workers.client_measured)
         receive(runner, Records, self._write)
         events = environment.events
         events.test_start.add_listener(self._on_test_start)

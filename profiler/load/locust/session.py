@@ -37,7 +37,18 @@ from profiler.load.locust.quirks import (
     send_statistics,
     use_native_locks,
 )
-from profiler.load.messages import Beat, Begin, Cut, Dismiss, End, Grant, Heard, Prepare, Records
+from profiler.load.messages import (
+    Beat,
+    Begin,
+    Cut,
+    Dismiss,
+    End,
+    Grant,
+    Heard,
+    MeasureClient,
+    Prepare,
+    Records,
+)
 from profiler.load.options import Asked, LoadOptions, asked
 from profiler.load.output import Reporter
 from profiler.load.worker import Worker
@@ -81,6 +92,7 @@ class WorkerSession:
         receive(runner, Grant, lambda _, message: self.worker.grant(message))
         receive(runner, End, self._end, concurrent=True)
         receive(runner, Cut, lambda _, message: self.worker.cut())
+        receive(runner, MeasureClient, self._measure_client, concurrent=True)
         receive(runner, Heard, lambda _, message: self.worker.heard(message.sent_ns))
         receive(runner, Dismiss, lambda *_: self.give_up("its master took it for lost"), concurrent=True)
         environment.events.test_stop.add_listener(self.flush)
@@ -140,6 +152,9 @@ class WorkerSession:
         if not self._alone:
             send_statistics(self._environment, self._runner)
         send(self._runner, drained)
+
+    def _measure_client(self, _: str, message: MeasureClient) -> None:
+        send(self._runner, self.worker.measure_client(message))
 
     def _report(self) -> None:
         for reports in itertools.count(1):
