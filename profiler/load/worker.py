@@ -246,8 +246,8 @@ class Worker:
             return ClientMeasured(
                 self._loop_thread().run(lambda: request_cpu(options, message.server, other), PREPARE_SECONDS)
             )
-        except (ProfilerError, TimeoutError) as error:  # such as an SDK that is too old
-            _log.debug("the client %s cannot be measured: %s", other, describe(error))
+        except Exception as error:  # such as an SDK that is too old; the leader waits for an answer
+            _log.info("the client %s cannot be measured: %s", other, describe(error))
             return ClientMeasured(None)
 
     def pulse(self) -> Pulse | None:
