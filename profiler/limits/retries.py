@@ -2,7 +2,7 @@
 
 Both SDKs wait min(8 s, 0.5·2ⁿ⁻¹ s)·(1 - U(0, 0.25)) after attempt n, and as long as a Retry-After asks where
 the response has one. OpenAI's gives up when that is more than two minutes. The figures are those of the SDKs'
-own code, most of which they do not export; `test_prediction_quotas_retries.py` holds them against it.
+own code, most of which they do not export; `test_limits_retries.py` holds them against it.
 
 Requests behind a limiter of ours are tried again by another rule (`profiler.loop.model.LimitedModel`), and
 so are tool calls (`profiler.loop.calls`): for both, `profiler.limits.refusals.delay_ns`, or the wait of the

@@ -83,7 +83,7 @@ class LeanModel:
         self._fields = messages_fields(body or {}) if api == "anthropic" else dict(body or {})
         try:
             json.dumps(self._fields, allow_nan=False)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"the fields of the body cannot be sent: {error}") from None
         self._rule = ANTHROPIC if api == "anthropic" else OPENAI
         self._random = random.SystemRandom()  # in the children of a fork others than in the parent

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from profiler.errors import unwrapped
 from profiler.redaction.keys import REDACTED, hide_keys
@@ -61,8 +61,19 @@ def header_secrets(headers: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def environment_secrets(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """The values of environment variables whose names say that they are keys, and those of `keep_secret`."""
-    return _secrets(_SENSITIVE_VARIABLE, environment.items()) | _kept
+    """The values of environment variables whose names say that they are keys, the passwords of proxies, and
+    what `keep_secret` was given."""
+    return _secrets(_SENSITIVE_VARIABLE, environment.items()) | _proxy_passwords(environment) | _kept
+
+
+def _proxy_passwords(environment: Mapping[str, str]) -> set[str]:
+    """Those in the URLs of `HTTPS_PROXY` and its like, as they stand there and decoded."""
+    found = set()
+    for name, value in environment.items():
+        if "@" in value and name.lower().endswith("_proxy"):
+            password = value.rpartition("@")[0].rpartition("/")[2].partition(":")[2]
+            found |= {password, unquote(password)}
+    return {one for one in found if len(one) >= SHORTEST}
 
 
 def keep_secret(values: Iterable[str]) -> None:

@@ -178,13 +178,12 @@ async def test_address_that_does_not_answer_is_passed_over(monkeypatch: pytest.M
             waiting.connect_ex(address)
         async with server.listening() as port:
             look_ups(monkeypatch, address, ("127.0.0.1", port))
-            model = model_at("http://model.test:1").client.with_options(timeout=600)
-            made = model_at("http://model.test:1")
-            made.client = model
+            model = model_at("http://model.test:1")
+            model.client = model.client.with_options(timeout=600)  # which it may not take
             probe = Probe(time.monotonic_ns)
-            assert (await ask(made, probe)).text == "Done."
+            assert (await ask(model, probe)).text == "Done."
             assert len(probe.attempts) == 1
-            await model.close()
+            await model.client.close()
 
 
 async def test_redirect_to_another_port_takes_no_key_along() -> None:
@@ -265,7 +264,9 @@ async def test_server_behind_a_proxy_by_tls(monkeypatch: pytest.MonkeyPatch, tmp
                 await ask(stranger)
 
 
-async def test_proxy_that_refuses_is_named_and_its_password_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_that_refuses_with_the_password_has_it_not_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = Server(replies=1)
     async with server.listening() as port:
         proxy = HttpProxy(port, b"HTTP/1.1 407 me:hunter22\r\n\r\n")

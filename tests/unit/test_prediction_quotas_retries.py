@@ -1,24 +1,18 @@
-"""The retry rules of the SDKs are those of their own code; a recording's client is held against them."""
+"""How the client of a recording tried requests again, held against the SDKs' rules."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import Any
 
-import anthropic
-import httpx2
-import openai
 import pytest
 
-from profiler.limits.retries import ANTHROPIC, OPENAI, RULES, RetryRule, RetryTimes
+from profiler.limits.retries import ANTHROPIC, OPENAI, RetryRule, RetryTimes
 from profiler.prediction.quotas.retries import observed_retries, observed_times
 from profiler.records import Attempt, ModelCall
 
 SECOND = 1_000_000_000
 MS = 1_000_000
-CLIENTS = {"openai": openai.OpenAI, "anthropic": anthropic.Anthropic}
-ASKED = (0, 1, 250_000_000, SECOND, 59 * SECOND, 60 * SECOND, 61 * SECOND, 120 * SECOND, 121 * SECOND)
 
 
 class Drawn(Random):
@@ -28,57 +22,6 @@ class Drawn(Random):
 
     def random(self) -> float:
         return self.value
-
-
-def sdk(name: str, monkeypatch: pytest.MonkeyPatch, drawn: float = 0.0) -> Any:
-    """The SDK's client, whose random numbers are all `drawn`."""
-    package = openai if name == "openai" else anthropic
-    monkeypatch.setattr(package._base_client, "random", lambda: drawn)
-    return CLIENTS[name](api_key="k", base_url="http://127.0.0.1:1")
-
-
-def options(name: str) -> Any:
-    package = openai if name == "openai" else anthropic
-    return package._models.FinalRequestOptions.construct(method="post", url="/")
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_number_of_retries_and_backoff_are_the_sdks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = RULES[name]
-    assert rule.retries == (openai if name == "openai" else anthropic).DEFAULT_MAX_RETRIES
-    for drawn in (0.0, 0.5, 0.999):
-        client = sdk(name, monkeypatch, drawn)
-        client.max_retries = 10
-        for attempt in range(1, 10):
-            waited = client._calculate_retry_timeout(11 - attempt, options(name), None)
-            assert rule.delay_ns(attempt, None, Drawn(drawn)) == pytest.approx(waited * SECOND, abs=1)
-
-
-# Above a minute older SDKs of Anthropic's go by their own backoff; newer ones wait, and so does the rule.
-SAME_IN_ALL = {"openai": ASKED, "anthropic": [ns for ns in ASKED if ns <= 60 * SECOND]}
-
-
-@pytest.mark.parametrize(("name", "asked_ns"), [(name, ns) for name in RULES for ns in SAME_IN_ALL[name]])
-def test_wait_that_a_server_asks_for_is_taken_as_the_sdk_takes_it(
-    name: str, asked_ns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, rule = sdk(name, monkeypatch), RULES[name]
-    response = httpx2.Response(429, headers={"retry-after-ms": str(asked_ns / 1e6)})
-    assert rule.again(1, 429, asked_ns) == client._should_retry(response)
-    if rule.again(1, 429, asked_ns):
-        waited = client._calculate_retry_timeout(2, options(name), response.headers)
-        assert rule.delay_ns(1, asked_ns, Drawn(0.0)) == pytest.approx(waited * SECOND, abs=1)
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_statuses_that_are_tried_again_are_the_sdks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, rule = sdk(name, monkeypatch), RULES[name]
-    statuses = [*range(400, 432), *range(500, 530)]
-    assert [one for one in statuses if rule.again(1, one)] == [
-        one for one in statuses if client._should_retry(httpx2.Response(one))
-    ]
-    assert rule.again(2, None)
-    assert not rule.again(3, 429)
 
 
 # What a recording shows

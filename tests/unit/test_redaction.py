@@ -83,13 +83,23 @@ def test_variables_whose_names_say_so_are_secret() -> None:
         "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer hijklmn",
         "HOME": "/home/somebody",
         "KEYBOARD": "qwerty-layout",
+        "https_proxy": "http://me:p%40ssword@proxy.example:3128",
+        "HTTP_PROXY": "http://proxy.example:3128",
+        "ALL_PROXY": "me:short@proxy.example",
     }
     assert environment_secrets(environment) == {
         "abcdefg",
         "authorization=Bearer hijklmn",
         "authorization=Bearer",
         "hijklmn",
+        "p%40ssword",
+        "p@ssword",
     }
+
+
+def test_error_in_which_a_proxy_repeats_its_password_is_rid_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter22@proxy.example:3128")
+    assert describe(RuntimeError("407, message='no me:hunter22'")).endswith("'no me:[redacted]'")
 
 
 def test_error_and_its_causes_are_rid_of_what_their_request_carried() -> None:
