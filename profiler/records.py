@@ -24,25 +24,26 @@ As JSON a record is one object with exactly these field names, its `schema` numb
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, fields, make_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from profiler.errors import RecordError
-
-if TYPE_CHECKING:
-    from pydantic_core import SchemaValidator, ValidationError
 
 SCHEMA = 2
 """Schema 1 knew no cached tokens: its `input_tokens` of Anthropic are the uncached ones alone."""
 
 MOST = 2**62
 """The largest number that a record may hold, so that the difference of two fits 64 bits."""
+
+Int = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
 Clock = Callable[[], int]
 """Monotonic nanoseconds."""
@@ -112,8 +113,18 @@ class Retry(NamedTuple):
     backoff_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What all records have in common: `dataclasses.replace`, `asdict` and `fields` take them too.
+
+    They are structs of msgspec's, since a load test makes a dozen of them a loop: those are made, copied
+    (`msgspec.structs.replace`) and encoded in a fraction of a frozen dataclass' time, and the garbage
+    collector leaves them alone, as there are no cycles of them.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class Attempt(Record, frozen=True, gc=False):
     """One HTTP try of a model request; the SDKs retry inside one call.
 
     `connected_ns`: a connection was there (for one kept alive, only aiohttp's transport tells).
@@ -122,15 +133,15 @@ class Attempt:
     their values, with its `date` where one of them is a point in time.
     """
 
-    started_ns: int
-    ended_ns: int
-    status: int | None = None
+    started_ns: Int
+    ended_ns: Int
+    status: Int | None = None
     error_type: str | None = None
     request_id: str | None = None
-    connected_ns: int | None = None
-    sent_ns: int | None = None
-    first_byte_ns: int | None = None
-    retry_after_ns: int | None = None
+    connected_ns: Int | None = None
+    sent_ns: Int | None = None
+    first_byte_ns: Int | None = None
+    retry_after_ns: Int | None = None
     rate_limits: dict[str, str] | None = None
 
     @property
@@ -144,15 +155,14 @@ class Attempt:
         return str(self.status) if self.status is not None else self.error_type or "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class ToolAttempt:
+class ToolAttempt(Record, frozen=True, gc=False):
     """One try of a call of a tool with retries; `retry_after_ns` is the wait a server asked for."""
 
-    started_ns: int
-    ended_ns: int
+    started_ns: Int
+    ended_ns: Int
     status: ToolStatus = "ok"
     error_type: str | None = None
-    retry_after_ns: int | None = None
+    retry_after_ns: Int | None = None
 
     @property
     def refused(self) -> bool:
@@ -204,8 +214,7 @@ class _Tried:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class ServerToolCall:
+class ServerToolCall(Record, frozen=True, gc=False):
     """A tool that the model's server ran itself, inside its reply: web search, code execution, hosted MCP.
 
     From its complete arguments to the beginning of its result; both times are None where the reply was not
@@ -213,8 +222,8 @@ class ServerToolCall:
     """
 
     name: str
-    started_ns: int | None = None
-    ended_ns: int | None = None
+    started_ns: Int | None = None
+    ended_ns: Int | None = None
 
 
 def vendor(provider: str) -> str:
@@ -232,8 +241,7 @@ def limited_input_tokens(provider: str, input_tokens: int | None, cached_tokens:
     return max(0, input_tokens - (cached_tokens or 0))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCall(_Tried):
+class ModelCall(_Tried, Record, frozen=True, gc=False):
     """One model request as the caller sees it: all attempts and the backoff between them.
 
     `first_token_ns` (the first that was generated, reasoning or not), `first_output_ns` (the first of text or
@@ -253,29 +261,29 @@ class ModelCall(_Tried):
 
     provider: str
     model: str
-    started_ns: int
-    ended_ns: int
+    started_ns: Int
+    ended_ns: Int
     status: Status = "ok"
     error_type: str | None = None
     request_id: str | None = None
     finish_reason: str | None = None
     streamed: bool = False
-    first_token_ns: int | None = None
-    first_tool_call_ns: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    first_token_ns: Int | None = None
+    first_tool_call_ns: Int | None = None
+    input_tokens: Int | None = None
+    output_tokens: Int | None = None
     attempts: tuple[Attempt, ...] = ()
-    limiter_wait_ns: int = 0
-    sending_ns: int = 0
-    late_ns: int = 0
-    first_output_ns: int | None = None
-    cached_tokens: int | None = None
-    cache_written_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    limiter_wait_ns: Int = 0
+    sending_ns: Int = 0
+    late_ns: Int = 0
+    first_output_ns: Int | None = None
+    cached_tokens: Int | None = None
+    cache_written_tokens: Int | None = None
+    reasoning_tokens: Int | None = None
     server_tools: tuple[ServerToolCall, ...] = ()
-    unreadable: int = 0
-    cache_written_1h_tokens: int | None = None
-    resends: int = 0
+    unreadable: Int = 0
+    cache_written_1h_tokens: Int | None = None
+    resends: Int = 0
     derived: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -362,8 +370,7 @@ class ModelCall(_Tried):
         return None if self.first_tool_call_ns is None else self.first_tool_call_ns - self.started_ns
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteCall:
+class RemoteCall(Record, frozen=True, gc=False):
     """The part of a call that an MCP server did: where, and when, as far as its client could tell.
 
     `server` is the name that the user gave the server, else the one it gives itself; `transport` is `memory`
@@ -383,19 +390,18 @@ class RemoteCall:
     server: str
     transport: Literal["http", "stdio", "memory"]
     protocol: str | None = None
-    posted_ns: int | None = None
-    answered_ns: int | None = None
-    server_ns: int | None = None
-    session_wait_ns: int = 0
+    posted_ns: Int | None = None
+    answered_ns: Int | None = None
+    server_ns: Int | None = None
+    session_wait_ns: Int = 0
     reply: Literal["json", "sse"] | None = None
-    http_status: int | None = None
+    http_status: Int | None = None
     new_connection: bool | None = None
-    sends: int = 1
-    progress: int = 0
+    sends: Int = 1
+    progress: Int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall(_Tried):
+class ToolCall(_Tried, Record, frozen=True, gc=False):
     """One call the model asked for.
 
     Its times, in order: `ready_ns` (its arguments were complete), `queued_ns` (handed to the
@@ -434,19 +440,19 @@ class ToolCall(_Tried):
 
     id: str
     name: str
-    ready_ns: int
-    queued_ns: int
-    started_ns: int | None
-    ended_ns: int
+    ready_ns: Int
+    queued_ns: Int
+    started_ns: Int | None
+    ended_ns: Int
     status: ToolStatus = "ok"
     error_type: str | None = None
-    thread_wait_ns: int = 0
-    blocking_ns: int = 0
+    thread_wait_ns: Int = 0
+    blocking_ns: Int = 0
     arguments: str | None = None
     result: str | None = None
     attempts: tuple[ToolAttempt, ...] = ()
-    sending_ns: int = 0
-    late_ns: int = 0
+    sending_ns: Int = 0
+    late_ns: Int = 0
     nested: bool = False
     loops: tuple[str, ...] = ()
     remote: RemoteCall | None = None
@@ -537,8 +543,7 @@ class ToolCall(_Tried):
         return "wait" if self.wait else None
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
+class RoundRecord(Record, frozen=True, gc=False):
     """One model response and the execution of every tool call in it.
 
     The tool phase runs from `tools_started_ns` (all calls parsed, handed to the strategy) to
@@ -551,18 +556,18 @@ class RoundRecord:
     many calls the strategy let run at once when the phase began, None if it sets no limit.
     """
 
-    index: int
-    started_ns: int
-    ended_ns: int
+    index: Int
+    started_ns: Int
+    ended_ns: Int
     model: ModelCall
-    tools_started_ns: int | None = None
-    tools_ended_ns: int | None = None
+    tools_started_ns: Int | None = None
+    tools_ended_ns: Int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     status: Status = "ok"
     shortfall: Shortfall | None = None
-    unobserved_calls: int = 0
-    limit: int | None = None
-    pool_threads: int | None = None
+    unobserved_calls: Int = 0
+    limit: Int | None = None
+    pool_threads: Int | None = None
     unobserved_tools: tuple[str, ...] = ()
 
     @property
@@ -575,8 +580,7 @@ class RoundRecord:
         return None if self.status == "ok" else self.model.error_type or self.status
 
 
-@dataclass(frozen=True, slots=True)
-class LoopRecord:
+class LoopRecord(Record, frozen=True, gc=False):
     """One pass of the loop, from the user's message to the final answer.
 
     `status` is `ok` when the model came to an answer, even if a tool call failed on the way; `good`
@@ -603,30 +607,30 @@ class LoopRecord:
     strategy: str
     provider: str
     model: str
-    started_ns: int
-    ended_ns: int
+    started_ns: Int
+    ended_ns: Int
     status: Status
     rounds: tuple[RoundRecord, ...]
     error_type: str | None = None
     name: str = ""
     agent: str = ""
-    number: int | None = None
-    trial: int | None = None
+    number: Int | None = None
+    trial: Int | None = None
     process: str = ""
-    intended_ns: int | None = None
+    intended_ns: Int | None = None
     parent: str | None = None
-    lag_ns: int = 0
-    ambiguous_calls: int = 0
-    rounds_dropped: int = 0
-    unlimited_calls: int | None = None
-    orphan_calls: int = 0
-    watch_failures: int = 0
+    lag_ns: Int = 0
+    ambiguous_calls: Int = 0
+    rounds_dropped: Int = 0
+    unlimited_calls: Int | None = None
+    orphan_calls: Int = 0
+    watch_failures: Int = 0
     prompt: str | None = None
     text: str | None = None
     source: str = ""
-    resolution_ns: int = 1
+    resolution_ns: Int = 1
     derived: tuple[str, ...] = ()
-    schema: int = SCHEMA
+    schema: Int = SCHEMA
 
     @property
     def tool_calls(self) -> Iterator[ToolCall]:
@@ -705,18 +709,25 @@ _DURATIONS = frozenset(
     {"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns", "sending_ns", "late_ns"}
     | {"server_ns", "session_wait_ns", "resolution_ns"}
 )
+_KINDS: tuple[type[Record], ...] = (
+    *(Attempt, ServerToolCall, ModelCall, ToolAttempt, RemoteCall, ToolCall, RoundRecord, LoopRecord),
+)
+
+
+def _dataclass_fields(kind: type[Record]) -> dict[str, Field[Any]]:
+    named = [
+        (one.name, one.type) if one.required else (one.name, one.type, one.default)
+        for one in msgspec.structs.fields(kind)
+    ]
+    return make_dataclass(kind.__name__, named).__dataclass_fields__  # type: ignore[attr-defined, no-any-return]
+
+
+for _kind in _KINDS:
+    _kind.__dataclass_fields__ = _dataclass_fields(_kind)
+
 _TIMES = {
-    cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
-    for cls in (
-        Attempt,
-        ServerToolCall,
-        ModelCall,
-        ToolAttempt,
-        RemoteCall,
-        ToolCall,
-        RoundRecord,
-        LoopRecord,
-    )
+    kind: tuple(f.name for f in fields(kind) if f.name.endswith("_ns") and f.name not in _DURATIONS)
+    for kind in _KINDS
 }
 
 
@@ -752,7 +763,7 @@ def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
 
 def encode(record: LoopRecord) -> bytes:
     """One line of `records.jsonl`, without the newline."""
-    return orjson.dumps(record)
+    return _encode(record)
 
 
 def decode(line: bytes | str) -> LoopRecord:
@@ -760,19 +771,25 @@ def decode(line: bytes | str) -> LoopRecord:
 
     Raises `RecordError` when the line is not a record, or one of a later schema.
     """
-    from pydantic_core import ValidationError
-
     try:
-        record: LoopRecord = _reader().validate_json(line, strict=True)
-    except ValidationError as error:
+        record = _decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         schema = _schema(line)  # a later schema may well look wrong to this one
         if schema > SCHEMA:
             raise later_schema("record", schema, SCHEMA) from error
-        where, problem = first_problem(error)
-        raise RecordError(f"not a loop record: {where}{': ' if where else ''}{problem}") from error
+        raise RecordError(f"not a loop record: {_problem(error)}") from error
     if record.schema > SCHEMA:
         raise later_schema("record", record.schema, SCHEMA)
     return record
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and where (keys and indices joined by dots), in one line."""
+    if isinstance(error, UnicodeError):  # of msgspec before 0.21
+        return "Invalid UTF-8"
+    what, _, where = str(error).partition(" - at `$")
+    path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", where.rstrip("`")).lstrip(".")
+    return f"{path}: {what}" if path else what
 
 
 def later_schema(what: str, schema: int, newest: int) -> RecordError:
@@ -780,12 +797,6 @@ def later_schema(what: str, schema: int, newest: int) -> RecordError:
     return RecordError(
         f"{what} of schema {schema}, but this version reads up to {newest}: upgrade toolcall-profiler"
     )
-
-
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Where the first problem is (keys and indices joined by dots), and what it is."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
 def _schema(line: bytes | str) -> int:
@@ -796,25 +807,8 @@ def _schema(line: bytes | str) -> int:
         return 0
 
 
-@functools.cache
-def _reader() -> SchemaValidator:
-    """Checks and builds a record in one pass of compiled code; integers are bounded by `MOST`."""
-    from pydantic import TypeAdapter
-    from pydantic_core import SchemaValidator
-
-    schema = TypeAdapter(LoopRecord).core_schema
-    _bound(schema)
-    return SchemaValidator(schema)
-
-
-def _bound(schema: Any) -> None:
-    if isinstance(schema, dict):
-        if schema.get("type") == "int":
-            schema.update(ge=-MOST, le=MOST)
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for part in schema:
-            _bound(part)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(LoopRecord).decode
 
 
 def files_of(path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ import errno
 import functools
 import importlib.metadata
 import itertools
+import operator
 import os
 import platform
 import shutil
@@ -38,7 +39,7 @@ from profiler.records import LoopRecord
 from profiler.strategies import StrategySpec
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -251,7 +252,10 @@ class Spent:
         return text
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Spent)))
+        return Spent(*map(operator.add, _counts_of(self), _counts_of(other)))
+
+
+_counts_of = operator.attrgetter(*(one.name for one in fields(Spent)))
 
 
 CheckOutcome = Literal["heeded", "not_heeded", "not_told", "problem"]
@@ -526,7 +530,7 @@ def decode(kind: type[T], data: bytes, source: str, newest: int) -> T:
     try:
         read: T = _reader(kind).validate_python(parsed)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
-        key, problem = records.first_problem(error)
+        key, problem = _first_problem(error)
         raise RecordError(f"{source}: key {key}: {problem}") from error
     return read
 
@@ -581,6 +585,12 @@ def _cpu_model() -> str:
             if key.strip() in ("model name", "Model", "cpu model"):
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first problem is (keys and indices joined by dots), and what it is."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
 def _replace(path: Path, content: object) -> None:

@@ -12,6 +12,7 @@ gate by itself, on every attempt.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -147,10 +148,7 @@ class StrategySpec:
     @classmethod
     def recorded(cls, text: str) -> Self:
         """The strategy that a record or a run names; of kind `unknown` rather than an error."""
-        try:
-            return parse_strategy(text)  # type: ignore[return-value]
-        except UsageError:
-            return cls(text, "unknown")
+        return _recorded(text)  # type: ignore[return-value]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
@@ -269,6 +267,14 @@ def knob_of(specs: Iterable[StrategySpec]) -> Knob:
 
 _WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
 """The words that a part of a spec can begin with."""
+
+
+@functools.lru_cache(maxsize=256)  # it is asked for with every record
+def _recorded(text: str) -> StrategySpec:
+    try:
+        return parse_strategy(text)
+    except UsageError:
+        return StrategySpec(text, "unknown")
 
 
 def parse_strategy(text: str) -> StrategySpec:

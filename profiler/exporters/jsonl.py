@@ -74,7 +74,7 @@ class JsonlDirectory:
 class JsonlSink:
     """Appends every record to a file, at most `FLUSH_SECONDS` after its loop ended.
 
-    Encoding happens on the loop's thread (some 10 µs a loop), writing never does while the process runs. At
+    Encoding happens on the loop's thread (a few µs a loop), writing never does while the process runs. At
     the end of the process what is left is written; where it is killed, or leaves by `os._exit`, the last
     `FLUSH_SECONDS` are lost. A forked child appends its own records to the same file, in whole lines.
 

@@ -15,9 +15,11 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from profiler.errors import TargetError, ToolServerError, UsageError
 from profiler.limits.refusals import Returned, is_refusal

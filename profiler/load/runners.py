@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec.structs import replace
 
 from profiler.errors import (
     ProfilerError,
@@ -346,7 +348,7 @@ def placed(
         top = [record.parent in (None, outer.id) for record in inner]
         kept = [replace(r, parent=None) if is_top else r for r, is_top in zip(inner, top, strict=True)]
     return [
-        replace(_at(record, position, strategy), unlimited_calls=_unlimited(record, strategy, asked, held))
+        _at(record, position, strategy, unlimited_calls=_unlimited(record, strategy, asked, held))
         for record in kept
     ]
 
@@ -358,8 +360,8 @@ def _refused(record: LoopRecord) -> LoopRecord:
     return replace(record, status="error", error_type=RequestRefused.__name__)
 
 
-def _at(record: LoopRecord, position: LoopPosition, strategy: str) -> LoopRecord:
-    """The record, in this place of a load test."""
+def _at(record: LoopRecord, position: LoopPosition, strategy: str, **changes: Any) -> LoopRecord:
+    """The record, in this place of a load test, with further `changes`."""
     return replace(
         record,
         strategy=strategy,
@@ -368,6 +370,7 @@ def _at(record: LoopRecord, position: LoopPosition, strategy: str) -> LoopRecord
         trial=position.trial,
         process=position.process,
         intended_ns=position.intended_ns if record.parent is None else None,
+        **changes,
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
+from msgspec.structs import replace
 
 from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.records import LoopRecord

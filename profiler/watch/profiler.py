@@ -18,7 +18,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 import httpx2
+from msgspec.structs import replace
 
 from profiler.errors import UsageError
 from profiler.limits.gate import current_slot

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import pickle
 from dataclasses import replace
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +151,57 @@ def test_json_form_is_the_documented_one():
         "upper_bound": False,
         "wait": False,
     }
+
+
+def test_records_are_taken_where_dataclasses_are():
+    """By sinks and notebooks that were written when they were some."""
+    record = sample(number=7)
+    assert dataclasses.is_dataclass(record)
+    assert [one.name for one in dataclasses.fields(LoopRecord)] == [*json.loads(encode(record))]
+    as_dict = dataclasses.asdict(record)
+    assert (as_dict["number"], as_dict["rounds"][0]["tool_calls"][1]["name"]) == (7, "b")
+    changed = dataclasses.replace(record, number=8)
+    assert (changed.number, record.number, changed.rounds is record.rounds) == (8, 7, True)
+    assert orjson.dumps(record) == encode(record)
+    assert pickle.loads(pickle.dumps(record)) == copy.deepcopy(record) == record
+
+
+def test_records_do_not_change():
+    with pytest.raises(AttributeError):
+        sample().number = 8
+    assert hash(sample()) == hash(sample())
+    assert repr(Attempt(1, 2)).startswith("Attempt(started_ns=1, ended_ns=2, status=None, ")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (b"", "Input data was truncated"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"id":"x"}', "Object missing required field `strategy`"),
+        ((b'"started_ns":320', b'"started_ns":"320"'), "rounds.1.started_ns: Expected `int`, got `str`"),
+        ((b'"started_ns":320', b'"started_ns":320.0'), "rounds.1.started_ns: Expected `int`, got `float`"),
+        ((b'"started_ns":320', b'"started_ns":%d' % (2**62 + 1)), "rounds.1.started_ns: Expected `int` <= "),
+        ((b'"started_ns":320', b'"started_ns":%d' % 10**30), "rounds.1.started_ns: "),
+        ((b'"started_ns":320', b'"started_ns":true'), "rounds.1.started_ns: Expected `int`, got `bool`"),
+        ((b'"status":"ok"', b'"status":"fine"'), "status: Invalid enum value 'fine'"),
+        ((b'"gpt-4o"', b'"\xff"'), "Invalid UTF-8"),
+        (b"[" * 100_000, "Expected `object`, got `array`"),
+        (b'{"id":' * 100_000, ""),
+    ],
+)
+def test_what_is_no_record_is_refused_with_its_place(change, problem):
+    line = change if isinstance(change, bytes) else encode(sample()).replace(*change)
+    with pytest.raises(RecordError) as raised:
+        decode(line)
+    said = str(raised.value)
+    assert said.startswith(f"not a loop record: {problem}")
+    assert "\n" not in said
+
+
+def test_largest_numbers_are_read():
+    line = encode(sample()).replace(b'"started_ns":320', b'"started_ns":%d' % 2**62)
+    assert decode(line).rounds[1].started_ns == 2**62
 
 
 def test_keys_of_a_later_minor_version_are_ignored_a_later_schema_is_not():
