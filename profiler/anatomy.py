@@ -16,11 +16,12 @@ times their part is `model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import MOST, LoopRecord, ModelCall, RoundRecord, ToolCall
 
 PHASES = (
     *("model", "server_tools", "model_queue", "backoff"),
@@ -56,7 +57,77 @@ class ToolPhase:
 
 
 def phases(round_: RoundRecord) -> dict[str, int]:
-    """Nanoseconds per phase (keys: `PHASES`), none negative; they sum to the round's wall time."""
+    """Nanoseconds per phase (keys: `PHASES`, in their order), none negative; they sum to the wall time."""
+    return _plain_phases(round_) or _phases(round_)
+
+
+def _plain_phases(round_: RoundRecord) -> dict[str, int] | None:
+    """The same of nearly every round, in one pass: of one request and then the calls. None of any other."""
+    model, tools_started_ns, tools_ended_ns = round_.model, round_.tools_started_ns, round_.tools_ended_ns
+    asked_ns, replied_ns, ended_ns = model.started_ns, model.ended_ns, round_.ended_ns
+    if len(model.attempts) > 1 or model.server_tools or not model.asked:
+        return None
+    if not round_.started_ns <= asked_ns <= replied_ns <= ended_ns:
+        return None
+    parse = tools = queue = collect = 0
+    if tools_started_ns is not None and tools_ended_ns is not None:
+        busy = _busy(round_.tool_calls)
+        if busy is None or not replied_ns <= tools_started_ns <= busy.started_ns:
+            return None
+        if not busy.ended_ns <= tools_ended_ns <= ended_ns:
+            return None
+        parse, collect = tools_started_ns - replied_ns, ended_ns - tools_ended_ns
+        tools = busy.running_ns
+        queue = busy.ended_ns - busy.started_ns - tools
+    model_queue = model_queue_ns(model) if model.limiter_wait_ns else 0
+    return {
+        "model": replied_ns - asked_ns - model_queue,
+        "server_tools": 0,
+        "model_queue": model_queue,
+        "backoff": 0,
+        "parse": parse,
+        "tools": tools,
+        "queue": queue,
+        "collect": collect,
+        "unaccounted": asked_ns - round_.started_ns + ended_ns - replied_ns - parse - tools - queue - collect,
+    }
+
+
+class _Busy(NamedTuple):
+    """One interval in which calls waited or ran: its start and end, and for how long any ran."""
+
+    started_ns: int
+    ended_ns: int
+    running_ns: int
+
+
+def _busy(calls: Sequence[ToolCall]) -> _Busy | None:
+    """That of calls of which everything was seen, and that started in this order.
+
+    None of any others, of none, and where there is a time between them in which nobody waited.
+    """
+    busy_since_ns = until_ns = MOST
+    started_ns, running_ns = -MOST, 0
+    for call in calls:
+        start, end, queued = call.started_ns, call.ended_ns, call.queued_ns
+        if start is None or call.unknown or not queued <= start <= end or start < started_ns:
+            return None
+        started_ns = start
+        if queued < busy_since_ns:
+            busy_since_ns = queued
+        if until_ns == MOST or start > until_ns:
+            if queued > until_ns:
+                return None
+            running_ns += end - start
+            until_ns = end
+        elif end > until_ns:
+            running_ns += end - until_ns
+            until_ns = end
+    return None if until_ns == MOST else _Busy(busy_since_ns, until_ns, running_ns)
+
+
+def _phases(round_: RoundRecord) -> dict[str, int]:
+    """`phases` of any round."""
     window = (round_.started_ns, round_.ended_ns)
     model, calls = round_.model, round_.tool_calls
     asked = _clipped((model.started_ns, model.ended_ns if model.asked else model.started_ns), window)
@@ -130,22 +201,44 @@ def server_tool_runs(model: ModelCall) -> list[Interval]:
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     """The tool phase, or None for a round without a call that ran."""
-    calls = [call for call in round_.tool_calls if not call.nested]
-    ran = runs(calls)
-    if not ran or round_.tools_started_ns is None or round_.tools_ended_ns is None:
+    first_ns = last_started_ns = last_ns = first_ended_ns = 0
+    durations: list[int] = []
+    tried = upper_bound = False
+    in_turn = True  # each starts when the one before has ended
+    for call in round_.tool_calls:
+        start, end = call.started_ns, call.ended_ns
+        if call.nested:
+            continue
+        tried |= bool(call.attempts)
+        upper_bound |= call.upper_bound
+        if start is None or (call.unknown and not call.ended):
+            continue
+        if not durations:
+            first_ns = last_started_ns = start
+            last_ns = first_ended_ns = end
+        else:
+            in_turn = in_turn and start >= last_ns
+            first_ns, last_started_ns = min(first_ns, start), max(last_started_ns, start)
+            last_ns, first_ended_ns = max(last_ns, end), min(first_ended_ns, end)
+        durations.append(end - start)
+    if not durations or round_.tools_started_ns is None or round_.tools_ended_ns is None:
         return None
-    durations = sorted([ended - started for started, ended in ran])
+    if not tried and (in_turn or last_started_ns < first_ended_ns):
+        most = 1 if in_turn else len(durations)
+    else:
+        # Where the clock is coarse, calls may have no length.
+        most = peak(_tries([call for call in round_.tool_calls if not call.nested])) or 1
+    durations.sort()
     middle = len(durations) // 2
     # Every round comes through here, and statistics.median would take several times as long.
     median = durations[middle] if len(durations) % 2 else (durations[middle - 1] + durations[middle]) / 2
     return ToolPhase(
-        wall_ns=max(round_.tools_ended_ns, *(ended for _, ended in ran))
-        - min(round_.tools_started_ns, min(ran)[0]),
+        wall_ns=max(round_.tools_ended_ns, last_ns) - min(round_.tools_started_ns, first_ns),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
-        peak_concurrency=peak(_tries(calls)) or 1,  # where the clock is coarse, calls may have no length
+        peak_concurrency=most,
         straggler_ratio=durations[-1] / median if median else 1.0,
-        upper_bound=True in [call.upper_bound for call in calls],
+        upper_bound=upper_bound,
     )
 
 

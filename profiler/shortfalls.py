@@ -149,6 +149,11 @@ class Application:
     in_threads: bool = False
 
 
+def can_fall_short(calls: Sequence[object], wall_ns: int) -> bool:
+    """Whether there may be a `shortfall`: there is none of one call, nor where hardly any time went by."""
+    return len(calls) > 1 and wall_ns > TOLERANCE_NS
+
+
 def shortfall(
     calls: Sequence[Ran],
     wall_ns: int,
@@ -166,7 +171,7 @@ def shortfall(
     What is left has a lasting reason, which is named if it is at least half as large as the larger of those
     two. `stalls` None: the event loop was not watched.
     """
-    if len(calls) < 2 or wall_ns <= TOLERANCE_NS:
+    if not can_fall_short(calls, wall_ns):
         return None
     durations = [call.lasted_ns for call in calls]
     timers_ns = SLACK_NS if application is not None and application.in_threads else TOLERANCE_NS
@@ -303,19 +308,22 @@ class _Phase:
         weights = []
         for stall in self._stalls:
             span, part = (stall.started_ns, stall.ended_ns), share(stall)
-            outside = _outside([span], self._full) if self._full else [span]
+            if not self._full:
+                weights.append((*span, part))
+                continue
+            outside = _outside([span], self._full)
             weights += [(*piece, part) for piece in outside]
-            if self._full:
-                part = min(part, stall.machine_ns / stall.lag_ns)
-                weights += [(*piece, part) for piece in _outside([span], outside)]
+            part = min(part, stall.machine_ns / stall.lag_ns)
+            weights += [(*piece, part) for piece in _outside([span], outside)]
+        weights = [one for one in weights if one[2]]
         if held_steps:
             weights += [(start, end, 1.0) for start, end in self._steps]
 
         def lasted(start_ns: int, end_ns: int) -> float:
             if not weights:
                 return end_ns - start_ns
-            window = (start_ns, end_ns)
-            return end_ns - start_ns - sum(overlap([(a, b)], window) * weight for a, b, weight in weights)
+            inside = [max(0, min(b, end_ns) - max(a, start_ns)) * weight for a, b, weight in weights]
+            return end_ns - start_ns - sum(inside)
 
         durations = []
         for call, stalls in zip(self._calls, self._avoidable, strict=True):

@@ -153,7 +153,7 @@ class _Strategy:
         self.name = name
         self.loop_rounds = histogram(metrics.LOOP_ROUNDS, name)
         self.loop_tool_calls = histogram(metrics.LOOP_TOOL_CALLS, name)
-        self.phases = [(phase, count(metrics.ROUND_PHASE, name, phase)) for phase in PHASES]
+        self.phases = [count(metrics.ROUND_PHASE, name, phase) for phase in PHASES]
         self.fanout = histogram(metrics.ROUND_FANOUT, name)
         self.peak = histogram(metrics.ROUND_PEAK_CONCURRENCY, name)
         self.straggler = histogram(metrics.ROUND_STRAGGLER_RATIO, name)
@@ -176,6 +176,15 @@ class _Strategy:
         # By provider, model and status; tokens by provider and model: all of them, and parts of them.
         self.model_duration: _Made[tuple[str, str, str], HistogramChild] = _Made(
             lambda key: histogram(metrics.MODEL_REQUEST_DURATION, name, *key)
+        )
+        self.first_token: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MODEL_FIRST_TOKEN, name, *key)
+        )
+        self.first_output: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MODEL_FIRST_OUTPUT, name, *key)
+        )
+        self.first_tool_call: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MODEL_FIRST_TOOL_CALL, name, *key)
         )
         self.tokens: _Made[tuple[str, str], tuple[CounterChild, CounterChild]] = _Made(
             lambda key: (
@@ -328,9 +337,8 @@ class PrometheusSink(Collector):
 
     def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
         strategy.round_duration[round_.status].observe_in(round_.duration_ns, trace)
-        spent = phases(round_)
-        for phase, count in strategy.phases:
-            count.value += spent[phase]
+        for count, spent_ns in zip(strategy.phases, phases(round_).values(), strict=True):
+            count.value += spent_ns
         if round_.model.asked:
             self._model(strategy, round_.model, trace)
         if not round_.tool_calls:
@@ -356,24 +364,24 @@ class PrometheusSink(Collector):
         who = self._capped(self._providers, model.provider or UNKNOWN, MAX_PROVIDERS, "provider"), whose
         if (latency_ns := model.latency_ns) is not None:
             strategy.model_duration[*who, model.status].observe_in(latency_ns, trace)
-        for metric, after_ns in (
-            (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
-            (metrics.MODEL_FIRST_OUTPUT, model.first_output_after_ns),
-            (metrics.MODEL_FIRST_TOOL_CALL, model.first_tool_call_after_ns),
-        ):
-            if after_ns is not None:
-                self.histogram(metric, name, *who).observe(after_ns)
-        if model.total_tokens is not None:
+        if model.first_token_ns is not None:
+            strategy.first_token[who].observe(model.first_token_ns - model.started_ns)
+        if model.first_output_ns is not None:
+            strategy.first_output[who].observe(model.first_output_ns - model.started_ns)
+        if model.first_tool_call_ns is not None:
+            strategy.first_tool_call[who].observe(model.first_tool_call_ns - model.started_ns)
+        tokens_in, tokens_out = model.input_tokens, model.output_tokens
+        unknown = strategy.unknown_tokens[who]
+        if tokens_in is not None or tokens_out is not None:
             taken, made = strategy.tokens[who]
-            taken.value += model.input_tokens or 0
-            made.value += model.output_tokens or 0
-        details = (model.cached_tokens, model.cache_written_tokens, model.reasoning_tokens)
-        if any(details):
+            taken.value += tokens_in or 0
+            made.value += tokens_out or 0
+        if not model.tokens_known and model.replied:
+            unknown.value += 1
+        if model.cached_tokens or model.cache_written_tokens or model.reasoning_tokens:
+            details = (model.cached_tokens, model.cache_written_tokens, model.reasoning_tokens)
             for detail, tokens in zip(strategy.details[who], details, strict=True):
                 detail.value += tokens or 0
-        unknown = strategy.unknown_tokens[who]
-        if model.replied and not model.tokens_known:
-            unknown.value += 1
         if model.unreadable:
             strategy.unreadable.value += model.unreadable
         attempts = model.attempts
@@ -408,9 +416,10 @@ class PrometheusSink(Collector):
             strategy.calls[tool, call.status].observe_in(latency_ns, trace)
         if waited_ns is not None:
             strategy.waits[tool].observe(waited_ns)
-        if call.failure is not None:
-            self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(call.failure)).value += 1
-        if call.failure is not None or call.attempts:
+        failure = call.failure
+        if failure is not None:
+            self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(failure)).value += 1
+        if failure is not None or call.attempts:
             self._tries(strategy.name, "tool", tool, call)
         if call.remote is not None:
             self._server_call(strategy, call, call.remote, trace)

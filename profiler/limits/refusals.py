@@ -342,6 +342,8 @@ def _held(value: object) -> Mapping[Any, Any] | None:
 
 
 def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
+    if not any(map(held.__contains__, _ASKED)):  # nearly every result
+        return None
     entries = {name: held[name] for name in _ASKED if name in held and issubclass(type(held[name]), _PLAIN)}
     content, said = entries.get("content"), entries.get("status")
     marked = (

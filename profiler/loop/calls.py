@@ -312,22 +312,23 @@ class Executor:
         call.attempts.append(ToolAttempt(started_ns, call.ended_ns, call.status, call.error_type, asked_ns))
 
     async def _invoke(self, call: OpenCall, tool: Tool) -> Any:
-        function = partial(tool.function, **call.arguments)
         if tool.is_async:
-            value = function()
+            value = tool.function(**call.arguments)
         else:
-            value = await self.threads.run(partial(drained, function), partial(self._note_thread, call))
+            function = partial(drained, partial(tool.function, **call.arguments))
+            value = await self.threads.run(function, partial(self._note_thread, call))
             if not is_pending(value):
                 return value
         timed = TimedCoroutine(finished(value), self.clock)
         try:
             return await timed
         finally:
-            call.steps += timed.steps
+            if timed.steps:
+                call.steps += timed.steps
             if timed.resumed:
                 call.resumed = [*call.resumed, *timed.resumed][-MOST_WAITS:]
-            call.sending_ns += timed.sending_ns
             if timed.waited:
+                call.sending_ns += timed.sending_ns
                 call.late_ns += late_ns()
 
     def _note_thread(self, call: OpenCall) -> None:

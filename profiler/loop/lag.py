@@ -188,7 +188,8 @@ class BusyPeriod:
     What happens while a loop is busy is noticed at the end of that at the latest, so this is how late an
     event may be that is noticed now. Between two looks the loop paused if its process used the processor and
     its thread waited for one (`run_delay`) for less than the time between them: then it has been busy for as
-    long as that, at most. Other threads count: the loop waits for the interpreter's lock while they run.
+    long as that, at most. Other threads count: the loop waits for the interpreter's lock while they run. In
+    one turn of the loop there is no pause, whatever its code waits for there (`age_now`).
     """
 
     __slots__ = ("_at_ns", "_clock", "_cpu_clock", "_cpu_ns", "_delay_ns", "_run_delay", "age_ns")
@@ -210,6 +211,10 @@ class BusyPeriod:
         self.age_ns = busy_ns if wall_ns - busy_ns > IDLE_NS else self.age_ns + wall_ns
         self._at_ns, self._cpu_ns, self._delay_ns = now_ns, cpu_ns, delay_ns
         return self.age_ns
+
+    def age_now(self) -> int:
+        """Nanoseconds until now, where the loop has not paused since the last look."""
+        return self.age_ns + self._clock() - self._at_ns
 
     def was_late(self, lag_ns: int) -> int:
         """Something that was due `lag_ns` ago is noticed now: busy for so long, and not for much longer.
@@ -252,6 +257,7 @@ class LagSampler:
         self._is_due = False
         self._number = 0
         self._busy = BusyPeriod(clock, self._run_delay)
+        self._looked = False  # in this turn of the loop
         # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
         self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
         self._stalls: deque[Stall] = deque(maxlen=_KEPT)
@@ -280,11 +286,25 @@ class LagSampler:
             self._heartbeat.leave(self)
         return worst
 
+    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the loop whose timers are sampled."""
+        return self._loop() is loop
+
     def late_ns(self) -> int:
         """How late an event may be that is noticed now (`BusyPeriod`). On the loop's thread."""
+        # To look takes two system calls, and in a turn of the loop there is no pause to be found.
+        if self._looked:
+            return self._busy.age_now()
+        if (loop := self._loop()) is not None:
+            with contextlib.suppress(Exception):  # of a loop of another make: then every look is one
+                loop.call_soon(self._begin_turn)
+                self._looked = True
         # After a stop, what was received is handled before the timers that tell of it.
         overdue_ns = self._clock() - self._due_ns if self._is_due else 0
         return self._busy.was_late(overdue_ns) if overdue_ns > STALL_NS else self._busy.look()
+
+    def _begin_turn(self) -> None:
+        self._looked = False
 
     def total(self) -> Lateness:
         """The sum of all samples so far, those too that are no stalls. On the loop's thread."""
@@ -401,10 +421,21 @@ class StopSampler:
 
 def late_ns() -> int:
     """`LagSampler.late_ns` of the running event loop; 0 where none is sampled, or none runs here."""
+    global _newest
     loop = asyncio._get_running_loop()
-    sampler = None if loop is None else _samplers.get(loop)
-    return 0 if sampler is None else sampler.late_ns()
+    if loop is None:
+        return 0
+    sampler: LagSampler | None = _newest
+    if sampler is None or not sampler.is_of(loop):
+        sampler = _samplers.get(loop)
+        if sampler is None:
+            return 0
+        _newest = sampler
+    return sampler.late_ns()
 
+
+_newest: LagSampler | None = None
+"""That of the last look: to find it in the dictionary takes longer than most looks."""
 
 _samplers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = weakref.WeakKeyDictionary()
 _heartbeat = Heartbeat()
@@ -412,8 +443,8 @@ _heartbeat = Heartbeat()
 
 def _renew() -> None:
     """In a forked child: no thread has come along, and what the kernel counts is of the parent's."""
-    global _heartbeat
-    _heartbeat = Heartbeat()
+    global _heartbeat, _newest
+    _heartbeat, _newest = Heartbeat(), None
     _samplers.clear()
 
 

@@ -10,8 +10,10 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+
+from msgspec.structs import replace
 
 from profiler.errors import ProviderError, UsageError
 from profiler.loop.calls import CallOwner, Executor, OpenCall
@@ -34,7 +36,7 @@ from profiler.loop.supervision import can_tell, cancelled_as
 from profiler.loop.tools import Function, Tool, result_text, tools_by_name
 from profiler.records import INTERNAL, Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall
 from profiler.redaction import Content, Redact
-from profiler.shortfalls import Ran, shortfall
+from profiler.shortfalls import Ran, can_fall_short, shortfall
 from profiler.strategies import Gathered, Strategy, StrategySpec
 
 
@@ -324,7 +326,9 @@ class _LoopRun:
             if tools_started_ns is not None:
                 # Whatever follows the last call is collecting, including a wait for the event loop.
                 tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
-                reason = shortfall(_ran(calls, recorded), tools_ended_ns - tools_started_ns, limit, stalls)
+                wall_ns = tools_ended_ns - tools_started_ns
+                if can_fall_short(recorded, wall_ns):
+                    reason = shortfall(_ran(calls, recorded), wall_ns, limit, stalls)
             self.rounds.append(
                 RoundRecord(
                     index=len(self.rounds),
@@ -392,11 +396,12 @@ class _LoopRun:
         Ids do not tell calls apart, since some servers repeat them. Of equal calls it does not matter which
         of them is taken for which.
         """
-        calls, begun, complete = [], [*early], [*probe.complete]
+        calls: list[OpenCall] = []
+        begun, complete = [*early], [*probe.complete]
         for request in reply.calls:
-            call = next((one for one in begun if one.request == request), None)
+            call = next((one for one in begun if one.request == request), None) if begun else None
             if call is None:
-                known = next((one for one in complete if one[0] == request), None)
+                known = next((one for one in complete if one[0] == request), None) if complete else None
                 if known is not None:
                     complete.remove(known)
                 ready_ns = model_ended_ns if known is None else known[1]

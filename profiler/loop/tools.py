@@ -17,7 +17,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from types import GeneratorType
+from types import CoroutineType, GeneratorType
 from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import docstring_parser
@@ -318,12 +318,17 @@ def _other_text(value: Any) -> str:
     return str(value)
 
 
+_VALUES = frozenset((str, bytes, int, float, bool, type(None), list, tuple, dict, set, frozenset))
+
+
 def is_pending(value: Any) -> bool:
     """Whether a tool that returns `value` has more to do: it is to be awaited or iterated over.
 
     An iterator that is no generator is a value, such as an open file; so is a model, whatever else it can do.
     """
     kind = type(value)
+    if kind in _VALUES:
+        return False
     return (
         hasattr(kind, "__await__")
         or (hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_serializer__"))
@@ -341,6 +346,8 @@ def drained(function: Callable[[], Any]) -> Any:
 
 async def finished(value: Any) -> Any:
     """Await a tool's result until nothing is left to await; for a generator, return a list of its items."""
+    if type(value) is CoroutineType:  # of nearly every tool
+        value = await value
     while is_pending(value):
         if hasattr(type(value), "__aiter__") and not inspect.isawaitable(value):
             return [item async for item in value]

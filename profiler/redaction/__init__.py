@@ -105,6 +105,11 @@ def scrub_echo(text: str, secrets: Collection[str]) -> str:
     """`scrub` for what a server says with every reply: ids of requests, values of headers."""
     if len(text) < SHORTEST or text.isdigit() or (_FIGURE.fullmatch(text) and text not in secrets):
         return text
+    return _echo_without(frozenset(secrets), text)
+
+
+@functools.lru_cache(maxsize=1024)  # each is asked for twice, with many replies under way
+def _echo_without(secrets: frozenset[str], text: str) -> str:
     return scrub(text, [secret for secret in secrets if secret in text])
 
 

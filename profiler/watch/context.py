@@ -92,7 +92,7 @@ class LoopContext:
         sampler, self._sampler = self._sampler, None
         if sampler is None:
             return 0, None
-        stalls = sampler.stalls(loop.started_ns)
+        stalls = sampler.stalls(loop.started_ns) if loop.rounds else []  # nobody else asks for them
         return sampler.leave(loop.started_ns), stalls
 
     def _record(

@@ -6,10 +6,21 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from profiler.anatomy import PHASES, eagerness, loop_phases, model_queue_ns, phases, tool_phase
+from profiler import anatomy
+from profiler.anatomy import PHASES, eagerness, loop_phases, model_queue_ns, peak, phases, runs, tool_phase
 from profiler.loop.model import CallRequest
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall
+from profiler.records import (
+    Attempt,
+    LoopRecord,
+    ModelCall,
+    RoundRecord,
+    ServerToolCall,
+    ToolAttempt,
+    ToolCall,
+)
 from profiler.report.timeline import causes
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.rounds import ObservedCall, ObservedRound
@@ -230,3 +241,103 @@ def test_server_tools_are_a_phase_of_their_own_as_far_as_their_times_are_known()
     untimed = replace(model, server_tools=(ServerToolCall("web_search"),))
     record = replace(record, rounds=(replace(record.rounds[0], model=untimed),))
     assert loop_phases(record)["model"] == 100
+
+
+small = st.integers(0, 12)
+
+
+@st.composite
+def calls_of_any_kind(draw) -> ToolCall:
+    """Mostly a call as a loop runs it, after its reply, and sometimes anything else that records hold."""
+    queued = 20 + draw(small)
+    started = queued + draw(small)
+    ended = started + draw(small)
+    if draw(st.integers(0, 9)):
+        return ToolCall("c", "t", 20, queued, started, ended)
+    attempts = tuple(
+        ToolAttempt(started + n, started + n + draw(small)) for n in range(draw(st.integers(0, 2)))
+    )
+    return ToolCall(
+        "c",
+        "t",
+        20,
+        queued - draw(small) * draw(st.integers(-1, 2)),
+        draw(st.sampled_from((None, started))),
+        ended,
+        nested=draw(st.booleans()),
+        attempts=attempts,
+        unknown=draw(st.sampled_from(((), ("queued_ns",), ("ended_ns",)))),
+        upper_bound=draw(st.booleans()),
+    )
+
+
+@st.composite
+def rounds_of_any_kind(draw) -> RoundRecord:
+    began = draw(st.integers(0, 2))
+    attempts = tuple(Attempt(n, n + 1) for n in range(draw(st.sampled_from((0, 1, 1, 1, 2)))))
+    model = ModelCall(
+        draw(st.sampled_from(("openai", "openai", "none"))),
+        "m",
+        began,
+        draw(st.integers(10, 21)),
+        attempts=attempts,
+        limiter_wait_ns=draw(st.sampled_from((0, 0, 3))),
+        server_tools=draw(st.sampled_from(((), (), (ServerToolCall("s", 4, 6),)))),
+    )
+    calls = tuple(draw(st.lists(calls_of_any_kind(), max_size=4)))
+    ends = [model.ended_ns, 20, *(call.ended_ns for call in calls)]
+    tools = (20, max(ends) - draw(st.sampled_from((0, 0, 0, 2)))) if calls else (None, None)
+    return RoundRecord(0, 0, max(ends) + draw(small), model, *tools, calls)
+
+
+@given(rounds_of_any_kind())
+def test_phases_in_one_pass_are_those_of_the_long_way(round_: RoundRecord):
+    assert phases(round_) == anatomy._phases(round_)
+    assert [*phases(round_)] == [*PHASES]
+
+
+def test_usual_rounds_are_taken_in_one_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(anatomy, "_phases")
+    model = ModelCall("openai", "m", 1, 10, attempts=(Attempt(2, 9),))
+    at_once = (ToolCall("a", "t", 10, 12, 13, 30), ToolCall("b", "t", 10, 12, 14, 25))
+    assert phases(RoundRecord(0, 0, 33, model, 12, 30, at_once)) == {
+        **dict.fromkeys(PHASES, 0),
+        "model": 9,
+        "parse": 2,
+        "queue": 1,
+        "tools": 17,
+        "collect": 3,
+        "unaccounted": 1,
+    }
+    in_turn = (ToolCall("a", "t", 10, 12, 12, 20), ToolCall("b", "t", 10, 12, 22, 30))
+    assert phases(RoundRecord(0, 0, 33, model, 12, 30, in_turn))["queue"] == 2
+    assert phases(RoundRecord(0, 0, 12, model))["unaccounted"] == 3
+
+
+@given(rounds_of_any_kind())
+def test_tool_phase_is_what_its_calls_tell(round_: RoundRecord):
+    calls = [call for call in round_.tool_calls if not call.nested]
+    ran, found = runs(calls), tool_phase(round_)
+    if not ran:
+        assert found is None
+        return
+    assert found is not None
+    durations = sorted(ended - started for started, ended in ran)
+    median = (durations[(len(ran) - 1) // 2] + durations[len(ran) // 2]) / 2
+    tries = [
+        span
+        for call in calls
+        if call.started_ns is not None and call.ended
+        for span in (
+            [(t.started_ns, t.ended_ns) for t in call.attempts] or [(call.started_ns, call.ended_ns)]
+        )
+    ]
+    assert found == anatomy.ToolPhase(
+        wall_ns=max(round_.tools_ended_ns, *(ended for _, ended in ran))
+        - min(20, *(started for started, _ in ran)),
+        work_ns=sum(durations),
+        critical_path_ns=durations[-1],
+        peak_concurrency=peak(tries) or 1,
+        straggler_ratio=durations[-1] / median if median else 1.0,
+        upper_bound=any(call.upper_bound for call in calls),
+    )

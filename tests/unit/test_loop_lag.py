@@ -20,6 +20,7 @@ from profiler.loop.lag import (
     Stall,
     StopSampler,
     lag_sampler,
+    late_ns,
     lateness,
 )
 from profiler.testing import run_virtual
@@ -313,6 +314,86 @@ def test_what_is_handled_before_the_timers_after_a_stop_is_late_too():
         return on_time, *stopped
 
     assert run_virtual(main) == (0, 30 * MS, 30 * MS)
+
+
+def test_kernel_is_asked_once_in_a_turn_of_the_loop():
+    """In a turn there is no pause: what is noticed later in it is late by so much more."""
+    asked = late = 0
+
+    def run_delay() -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    async def main(clock):
+        nonlocal asked, late
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late, run_delay)
+        sampler._busy = BusyPeriod(lambda: clock() + late, run_delay, lambda: late)
+        sampler.enter()
+        asked = 0
+        found = [sampler.late_ns()]
+        late += 2 * MS  # of work
+        found += [sampler.late_ns(), sampler.late_ns()]
+        in_this_turn, asked = asked, 0
+        await asyncio.sleep(0)
+        late += MS
+        found.append(sampler.late_ns())
+        in_the_next, asked = asked, 0
+        await asyncio.sleep(0.008)  # a pause
+        found.append(sampler.late_ns())
+        sampler.leave(0)
+        return found, in_this_turn, in_the_next, asked
+
+    assert run_virtual(main) == ([0, 2 * MS, 2 * MS, 3 * MS, 0], 1, 1, 1)
+
+
+def test_loop_that_takes_no_callback_is_looked_at_each_time():
+    """As one of another make may refuse to: what asks how late it is goes on."""
+    asked = 0
+
+    def run_delay() -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    async def main(clock):
+        nonlocal asked
+        loop = asyncio.get_running_loop()
+        sampler = LagSampler(loop, clock, run_delay)
+        asked = 0
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("no")
+
+        loop.call_soon = refuse
+        try:
+            found = sampler.late_ns(), sampler.late_ns()
+        finally:
+            del loop.call_soon
+        return found, asked
+
+    assert run_virtual(main) == ((0, 0), 2)
+
+
+def test_each_event_loop_has_its_own_sampler():
+    """Also where the last look was at another one's, which may be over."""
+
+    async def looked() -> tuple[int, int]:
+        sampler = lag_sampler(time.monotonic_ns)
+        sampler.late_ns = lambda: id(sampler)  # type: ignore[method-assign]
+        return late_ns(), id(sampler)
+
+    async def unsampled() -> int:
+        return late_ns()
+
+    samplers = []
+    for _ in range(2):
+        with asyncio.Runner() as runner:
+            found, own = runner.run(looked())
+            assert found == own
+            samplers.append(own)
+        assert asyncio.run(unsampled()) == 0
+    assert late_ns() == 0
 
 
 @pytest.mark.parametrize(("share", "held", "machine"), [(0, 80, 0), (4, 60, 20), (1, 0, 80)])
