@@ -19,6 +19,22 @@ class Event(NamedTuple):
     data: bytes
 
 
+def _plain(chunk: bytes) -> list[Event] | None:
+    """The events of a chunk of whole ones with one line of data each, as most are; None of any other."""
+    if chunk[-2:] != b"\n\n" or b"\r" in chunk:
+        return None
+    events: list[Event] = []
+    for lines in chunk[:-2].split(b"\n\n"):
+        name, data = "", lines
+        if lines[:7] == b"event: ":
+            first, _, data = lines.partition(b"\n")
+            name = first[7:].strip().decode("utf-8", "replace")
+        if data[:6] != b"data: " or b"\n" in data:
+            return None
+        events.append(Event(name, data[6:]))
+    return events
+
+
 class EventStream:
     """Splits bytes into events, as the HTML standard says: any line ending, comments, data of many lines.
 
@@ -35,6 +51,9 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that these bytes complete."""
+        if self._is_between and (plain := _plain(chunk)) is not None:
+            self._began = True
+            return plain
         if b"\r" in chunk or self._after_return:
             if self._after_return and chunk:
                 chunk = chunk.removeprefix(b"\n")
@@ -55,6 +74,11 @@ class EventStream:
         for line in lines:
             self._read(line, events)
         return events
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether nothing of the next event has come."""
+        return not (self._line or self._data or self._name or self._after_return)
 
     def end(self) -> list[Event]:
         """The stream has ended: the event that was still open, if any."""

@@ -35,6 +35,24 @@ _RESPONSE_ONLY = frozenset(("annotations", "refusal", "audio", "parsed"))
 _OWN_OF_CALL = frozenset(("index", "id", "type", "function", "custom"))
 _OWN_OF_FUNCTION = frozenset(("name", "arguments", "input", "parsed_arguments"))
 
+_REGULAR_CHOICE = frozenset(("index", "message", "finish_reason", "logprobs", "content_filter_results"))
+_REGULAR_EVENT = frozenset(
+    (
+        "id",
+        "object",
+        "created",
+        "model",
+        "choices",
+        "usage",
+        "system_fingerprint",
+        "service_tier",
+        "obfuscation",
+    )
+)
+_REGULAR_DELTA = frozenset(("index", "delta", "finish_reason", "logprobs"))
+_REGULAR_PIECE = frozenset(("index", "function", "type"))
+_REGULAR_REASONS = frozenset(("stop", "tool_calls"))
+
 _STRUCTURE = re.compile(r'\\.?|["{}]', re.DOTALL)
 """What tells where a JSON object ends: braces, quotes, and what a backslash escapes."""
 
@@ -141,6 +159,8 @@ class ChatReader(ReplyReader):
         self._choice: Any = None  # the index of the choice that is read
 
     def _whole(self, data: dict[str, Any]) -> None:
+        if self._read_regular(data):
+            return
         choices = self._choices_of(data.get("choices"))
         self._use(_usage_of(data, choices))
         for choice in choices:
@@ -153,9 +173,61 @@ class ChatReader(ReplyReader):
             self._is_broken("it has no message")
         self._end()
 
+    def _read_regular(self, data: dict[str, Any]) -> bool:
+        """Read a whole reply in which nothing is unusual, as nearly all are: at a third of the cost.
+
+        False, and nothing read, for any other. What it comes to is what `_read_choice` would.
+        """
+        choices = data.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1:
+            return False
+        choice = choices[0]
+        if not isinstance(choice, dict) or not choice.keys() <= _REGULAR_CHOICE:
+            return False
+        if type(choice.get("index") or 0) is not int:
+            return False
+        message, reason = choice.get("message"), choice.get("finish_reason")
+        if not isinstance(message, dict) or not isinstance(reason, str) or reason not in _REGULAR_REASONS:
+            return False
+        content, parts = message.get("content"), message.get("tool_calls") or []
+        if not (content is None or isinstance(content, str)) or not isinstance(parts, list):
+            return False
+        for name, value in message.items():
+            if name not in _OWN and value is not None and (value or name not in _RESPONSE_ONLY):
+                return False
+        calls: dict[str, CallRequest] = {}
+        for part in parts:
+            call = _regular_call(part)
+            if call is None or call.id in calls:
+                return False
+            calls[call.id] = call
+        self._choice = choice.get("index") or 0
+        self._use(_usage_of(data, choices))
+        self._finishes(reason)
+        self._count_tokens()
+        self.calls = [*calls.values()]
+        if self.keeps:
+            self.texts += [content] if content else []
+            said: dict[str, Any] = {"role": "assistant", "content": content}
+            if content is None and not calls:
+                said["content"] = ""
+            if calls:
+                said["tool_calls"] = [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }
+                    for call in self.calls
+                ]
+            self.messages = [said]
+        return True
+
     def _event(self, data: Any) -> None:
         if not isinstance(data, dict):
             self._is_broken("an event that is no object")
+            return
+        if self._read_delta(data):
             return
         choices = self._choices_of(data.get("choices"))
         usage = _usage_of(data, choices)
@@ -168,6 +240,55 @@ class ChatReader(ReplyReader):
             self._is_unknown(data)
         for choice in choices:
             self._read_choice(choice, choice.get("delta") or self._not_said(choice.get("message")) or {})
+
+    def _read_delta(self, data: dict[str, Any]) -> bool:
+        """Read the next piece of a text, or of the call that came last, as most events are: at once.
+
+        False, and nothing read, for any other event. What it comes to is what `_read_choice` would.
+        """
+        choices = data.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1 or data.get("usage") is not None:
+            return False
+        choice = choices[0]
+        if not isinstance(choice, dict) or not choice.keys() <= _REGULAR_DELTA:
+            return False
+        if not data.keys() <= _REGULAR_EVENT or data.get("object") == "error":
+            return False
+        delta = choice.get("delta")
+        if choice.get("finish_reason") is not None or not isinstance(delta, dict) or len(delta) != 1:
+            return False
+        if self._choice is None or (choice.get("index") or 0) != self._choice:
+            return False
+        content = delta.get("content")
+        if isinstance(content, str):
+            self._content.append(content)
+            if content:
+                if self.keeps:
+                    self.texts.append(content)
+                self.probe.text(content)
+            return True
+        parts = delta.get("tool_calls")
+        if not isinstance(parts, list) or len(parts) != 1 or not self._calls:
+            return False
+        part, call = parts[0], self._calls[-1]
+        if not isinstance(part, dict) or not part.keys() <= _REGULAR_PIECE or call.whole or call.final:
+            return False
+        function, index = part.get("function"), part.get("index")
+        if (
+            not isinstance(function, dict)
+            or len(function) != 1
+            or type(index) is not int
+            or call.key != index
+        ):
+            return False
+        given = function.get("arguments")
+        if not isinstance(given, str) or not given or part.get("type", "function") != "function":
+            return False
+        self.probe.token()
+        call.add(given)
+        if call.name and call.request is None and call.is_settled:
+            self._tell(call)  # an application may run it at once
+        return True
 
     def _marked_done(self) -> None:
         if self._choice is not None:
@@ -435,6 +556,22 @@ def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list
     if any(one is call for one in beside):
         return True
     return call.whole and not (ident and given and arguments_of(given) == call.arguments)
+
+
+def _regular_call(part: Any) -> CallRequest | None:
+    """A call of a whole reply in the form that the API documents, else None."""
+    if not isinstance(part, dict) or len(part) != 3 or part.get("type") != "function":
+        return None
+    ident, function = part.get("id"), part.get("function")
+    if not isinstance(ident, str) or not ident or not isinstance(function, dict) or len(function) != 2:
+        return None
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str) or not name or not isinstance(arguments, str):
+        return None
+    # An empty object may be in the place of others that come next.
+    if arguments[:1] != "{" or arguments == "{}" or not is_object(arguments):
+        return None
+    return request_of(ident, name, arguments)
 
 
 def _collect(pieces: list[Mapping[str, Any]], part: dict[str, Any], own: frozenset[str]) -> None:

@@ -199,14 +199,14 @@ class ReplyReader:
         )
 
     def _decode(self, event: Event, cut_off: bool = False) -> None:
-        text = event.data.strip()
-        if text.startswith(b"[DONE]"):
+        if event.data[:1] != b"{" and event.data.lstrip().startswith(b"[DONE]"):
             self.done = True
             self._guard(self._marked_done)
             return
         try:
             data = self._loads(event.data)
         except (ValueError, RecursionError) as error:
+            text = event.data.strip()
             if cut_off or not text:
                 return  # the reply has not come to its end, and will be said not to have
             if event.name == "error":
@@ -322,6 +322,15 @@ class ReplyReader:
         """
         cached, written = self.cached_tokens or 0, self.cache_written_tokens or 0
         reasoning = self.reasoning_tokens or 0
+        if (
+            given
+            and taken is not None
+            and max(cached, written) <= given <= MOST_TOKENS
+            and reasoning <= taken
+            and (total is None or total == given + taken)
+        ):
+            self.input_tokens, self.output_tokens = given, taken  # of nearly every server
+            return
         left_out = (0, 0)
         if given is not None and taken is not None:
             pairs = ((0, 0), (0, reasoning), (cached + written, 0), (cached + written, reasoning))
@@ -343,6 +352,8 @@ class ReplyReader:
         """
         for value in values:
             if value is not None:
+                if type(value) is int and 0 <= value <= MOST_TOKENS:
+                    return value
                 if _is_count(value):
                     return int(value)
                 self.unreadable += 1
