@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,9 +93,11 @@ class Reporter:
     `records.jsonl` for the leader.
     """
 
-    def __init__(self, fire: Callable[..., Any], write: Callable[[bytes, int], None]) -> None:
-        """`fire`: Locust's request event; `write(lines, count)` gets whole lines with their newlines."""
-        self._fire = fire
+    def __init__(
+        self, events: Callable[[Sequence[Reported]], None], write: Callable[[bytes, int], None]
+    ) -> None:
+        """`events` gets those of finished loops; `write(lines, count)` whole lines with their newlines."""
+        self._events = events
         self._write = write
         self._waiting: deque[tuple[LoopRecord, bytes]] = deque()  # appends and pops are atomic
         self._lines: list[bytes] = []
@@ -105,19 +107,14 @@ class Reporter:
         self._waiting.append((record, encode(record)))
 
     def report(self) -> None:
-        """Fire the events of what has come since the last time."""
+        """Hand on the events of what has come since the last time."""
+        events: list[Reported] = []
         for _ in range(len(self._waiting)):
             record, line = self._waiting.popleft()
             self._lines.append(line)
-            for kind, name, milliseconds, failure in reported(record):
-                self._fire(
-                    request_type=kind,
-                    name=name,
-                    response_time=milliseconds,
-                    response_length=0,
-                    exception=failure,
-                    context={},
-                )
+            events += reported(record)
+        if events:
+            self._events(events)
 
     def flush(self) -> None:
         """Report and hand over everything that has come so far."""

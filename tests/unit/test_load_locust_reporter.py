@@ -60,19 +60,17 @@ def test_failures_are_reported_by_their_bounded_name() -> None:
 
 
 def test_flushing_reports_every_record_once_and_hands_over_whole_lines() -> None:
-    fired: list[dict[str, Any]] = []
+    told: list[Reported] = []
     written: list[tuple[bytes, int]] = []
-    reporter = Reporter(lambda **row: fired.append(row), lambda lines, count: written.append((lines, count)))
+    reporter = Reporter(told.extend, lambda lines, count: written.append((lines, count)))
     records = [record(id=str(n)) for n in range(3)]
     for one in records:
         reporter.sink(one)
-    assert fired == []  # nothing happens on the loop's thread
+    assert told == []  # nothing happens on the loop's thread
     reporter.flush()
     reporter.flush()
-    assert [row["request_type"] for row in fired].count("LOOP") == 3
-    assert [row["name"] for row in fired if row["request_type"] == "TOOL"].count(
-        "gathered · get_weather"
-    ) == 6
+    assert [row.request_type for row in told].count("LOOP") == 3
+    assert [row.name for row in told if row.request_type == "TOOL"].count("gathered · get_weather") == 6
     assert len(written) == 1
     lines, count = written[0]
     assert count == 3

@@ -37,6 +37,7 @@ from profiler.load.locust.quirks import (
     send_statistics,
     use_native_locks,
 )
+from profiler.load.locust.request_events import RequestEvents
 from profiler.load.messages import (
     Beat,
     Begin,
@@ -77,7 +78,7 @@ class WorkerSession:
         self._over = False
         self._preparing = Semaphore()
         self._reporter = Reporter(
-            environment.events.request.fire, lambda lines, count: send(runner, Records(lines, count))
+            RequestEvents(environment), lambda lines, count: send(runner, Records(lines, count))
         )
         self.worker = Worker(
             self._reporter.sink,
