@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -95,20 +96,14 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     from dataclasses import replace
 
     from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.ladder import for_prediction
-    from profiler.prediction.advice import advice
-    from profiler.prediction.fitting import fit_run
     from profiler.records import INTERNAL
-    from profiler.report import ci
-    from profiler.report.advice import next_steps
-    from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
-    from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.gates import judge, latencies_of, missed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
     if size.for_prediction:
+        from profiler.load.ladder import for_prediction
+
         paid = bool(options.remote_targets(os.environ)) or options.agent is not None
         options = for_prediction(options, size.users, paid=paid)
     options.check_variants()
@@ -119,14 +114,24 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     failure: ProfilerError | None = None
     try:
         with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
-            path = run_experiment(experiment, view.say, view.watch)
+            path = run_experiment(experiment, view.say, view.watch, meanwhile=_import_report)
     except ProfilerError as error:
+        from profiler.report import ci
+
         failed = RunDirectory(Path(error.run_directory or ""))
         if error.run_directory is None or not failed.ended_by(INTERNAL):
             write_junit(arguments, ci.junit_of_error(f"profiler compare: {options.scenario}", str(error)))
             raise
         failure, path = error, failed.path  # a defect of ours is said beside a report, whatever came after
     signals.finish_first(str(path))
+    from profiler.prediction.advice import advice
+    from profiler.prediction.fitting import fit_run
+    from profiler.report import ci
+    from profiler.report.advice import next_steps
+    from profiler.report.html import gather, write_report
+    from profiler.report.terminal import render_comparison, use_color
+    from profiler.statistics.gates import judge, latencies_of, missed
+
     directory = RunDirectory.open(path)
     material = gather(directory)
     run = material.run
@@ -168,6 +173,13 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     if failure is not None:
         print(f"profiler: {failure}", file=sys.stderr, flush=True)
     return complain(ending, str(path))
+
+
+def _import_report() -> None:
+    """Before the load begins, and beside what Locust imports: it would delay the load, or the report."""
+    with contextlib.suppress(Exception):  # it is said where it is needed
+        import profiler.prediction.fitting
+        import profiler.report.html  # noqa: F401
 
 
 def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -23,11 +24,34 @@ _STOP_SECONDS = 5.0
 
 
 class EmulatorProcess:
-    """A running emulator. It ends when stopped, at the end of a `with` block, or with this process."""
+    """An emulator that starts, or runs. It ends when stopped, at the end of a `with` block, or with this
+    process. `seconds`: how long it may take to listen, from when its `url` is asked for.
+    """
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
         self._process = process
-        self.url = url
+        self._seconds = seconds
+        self._errors = _Errors(process.stderr)
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_first_line, args=(process.stdout, self._lines), daemon=True).start()
+
+    @functools.cached_property
+    def url(self) -> str:
+        """Its root URL; waits until it listens. Raises what `start_emulator` does."""
+        try:
+            line = self._lines.get(timeout=self._seconds)
+        except queue.Empty:
+            line = ""
+        url = line.rpartition(" ")[2].strip()
+        if url.startswith("http"):
+            self._errors.listening = True
+            return url
+        code = self.stop()
+        said = " ".join(text.strip() for text in self._errors.kept) or f"no word within {self._seconds:g} s"
+        kind = UsageError if code == UsageError.exit_code else TargetError
+        raise kind(f"the emulator did not start: {said.removeprefix('profiler emulate: ')}")
 
     @property
     def mcp_url(self) -> str:
@@ -96,8 +120,9 @@ def start_emulator(
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
     timeout: float = _START_SECONDS,
+    waits: bool = True,
 ) -> EmulatorProcess:
-    """Start `python -m profiler.emulator` and wait until it listens.
+    """Start `python -m profiler.emulator`; with `waits`, wait until it listens (else its `url` does).
 
     Raises `UsageError` when it refuses its arguments (scenario, port), `TargetError` when it dies
     otherwise or does not listen within `timeout` seconds.
@@ -127,23 +152,10 @@ def start_emulator(
         env={**os.environ, **IN_CHILDREN, "PYTHONPATH": python_path},
         start_new_session=True,  # an interrupt at the terminal is ours to handle, and to pass on
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    errors = _Errors(process.stderr)
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_first_line, args=(process.stdout, lines), daemon=True).start()
-    try:
-        line = lines.get(timeout=timeout)
-    except queue.Empty:
-        line = ""
-    running = EmulatorProcess(process, line.rpartition(" ")[2].strip())
-    if running.url.startswith("http"):
-        errors.listening = True
-        return running
-    code = running.stop()
-    said = " ".join(text.strip() for text in errors.kept) or f"no word within {timeout:g} s"
-    kind = UsageError if code == UsageError.exit_code else TargetError
-    raise kind(f"the emulator did not start: {said.removeprefix('profiler emulate: ')}")
+    started = EmulatorProcess(process, timeout)
+    if waits:
+        _ = started.url
+    return started
 
 
 def _first_line(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:

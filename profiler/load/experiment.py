@@ -118,12 +118,14 @@ def run_experiment(
     progress: Callable[[str], None] | None = None,
     watch: Callable[[Progress], None] | None = None,
     enough: Callable[[RunDirectory], bool] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Path:
     """Run an experiment; returns the path of the run directory.
 
     `progress` gets a line at each step, `watch` the progress every second. `enough` is asked after every
-    block whether what was measured suffices: then the run ends before its next trial. All are called from
-    threads of their own.
+    block whether what was measured suffices: then the run ends before its next trial. `meanwhile` is called
+    once Locust's process has started, which takes seconds to import what it needs: it may do the same, and
+    nothing afterwards, when the load runs. All are called from threads of their own.
 
     After one interrupt (SIGINT) the loops in flight are waited for and the rest is left out; after a second
     one they are cut off. After `Terminated` they are cut off in `DRAIN_SECONDS`. Either way the run directory
@@ -144,7 +146,7 @@ def run_experiment(
     directory = RunDirectory.create(options.out, conditions(options, experiment.users))
     try:
         options = replace(options, run_directory=str(directory.path))
-        _run(experiment, options, directory, progress, watch, enough)
+        _run(experiment, options, directory, progress, watch, enough, meanwhile)
     except KeyboardInterrupt as error:
         raise _ended_early(error, directory) from None
     except BaseException as error:
@@ -186,6 +188,7 @@ def _run(
     progress: Callable[[str], None] | None,
     watch: Callable[[Progress], None] | None,
     enough: Callable[[RunDirectory], bool] | None,
+    meanwhile: Callable[[], None],
 ) -> None:
     """Run Locust from its start to its end."""
     with _locust(experiment, options) as process:
@@ -193,6 +196,8 @@ def _run(
         said: deque[str] = deque(maxlen=KEPT_LINES)
         reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
         reader.start()
+        beside = threading.Thread(target=meanwhile, daemon=True)
+        beside.start()
         over = threading.Event()
         watcher = threading.Thread(
             target=_follow, args=(directory, watch, enough, over, progress), daemon=True
@@ -204,6 +209,7 @@ def _run(
         finally:
             over.set()
             watcher.join(KILL_SECONDS)
+            beside.join()  # an interpreter that ends while C++ is being imported may abort
     _explain(code, said, told)
 
 

@@ -7,6 +7,7 @@ nowhere. And `calibrate`: how fast the client alone is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import statistics
@@ -346,6 +347,19 @@ class LoopRunners:
             account.record(record)
         if record.status == "error":
             self._first_failure = record.error_type
+
+
+def preload(options: LoadOptions) -> None:
+    """Import what the built-in agent's first loop needs, which takes longest of all that comes before it.
+
+    What cannot be imported is said where it is used.
+    """
+    if options.agent is None and not options.direct:
+        with contextlib.suppress(Exception):
+            from profiler import providers
+
+            if options.client == "sdk":
+                getattr(providers, providers.PROVIDERS[options.provider].model_class)
 
 
 def may_pass(error: ProviderError) -> bool:

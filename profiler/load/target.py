@@ -37,7 +37,15 @@ class Emulators:
         self._wanted: tuple[str, int, str] | None = None
         self._target: EmulatorProcess | None = None
         self._beside: EmulatorProcess | None = None
+        self._calibrating: EmulatorProcess | None = None
         self._environment = os.environ.get("PROFILER_TOOLS_URL")
+
+    def begin(self, options: LoadOptions) -> None:
+        """Start the target's and the one to calibrate against, where needed, without waiting for them."""
+        if options.base_url is None and not options.direct:
+            self._start_target(options)
+        if options.calibration_seconds > 0 and not self._is_without_latency:
+            self._start_calibrating()
 
     def root(self, options: LoadOptions) -> str:
         """The target's root URL; starts an emulator unless a server is named, or one of its kind runs.
@@ -48,13 +56,26 @@ class Emulators:
             return options.server.shown
         if options.base_url is not None:
             return options.base_url
+        return self._start_target(options).url
+
+    def _start_target(self, options: LoadOptions) -> EmulatorProcess:
         wanted = (options.scenario, options.seed, options.dialect)
         if self._target is None or self._wanted != wanted:
             self.stop()
             dialect = None if options.dialect == AS_THE_SCENARIO else options.dialect
-            self._target = start_emulator(options.scenario, seed=options.seed, dialect=dialect)
+            self._target = start_emulator(options.scenario, seed=options.seed, dialect=dialect, waits=False)
             self._wanted = wanted
-        return self._target.url
+        return self._target
+
+    def _start_calibrating(self) -> EmulatorProcess:
+        if self._calibrating is None:
+            self._calibrating = start_emulator(CALIBRATION_SCENARIO, waits=False)
+        return self._calibrating
+
+    @property
+    def _is_without_latency(self) -> bool:
+        """Whether the target is an emulator that one may calibrate against."""
+        return self._wanted is not None and self._wanted[0] == CALIBRATION_SCENARIO
 
     def tools_root(self, options: LoadOptions) -> str:
         """The root URL of the tools; call `root` first.
@@ -82,11 +103,13 @@ class Emulators:
     @contextmanager
     def for_calibration(self) -> Iterator[str]:
         """The URL of an emulator without latency: the target if it is one, else one for as long as this."""
-        if self._target is not None and self._wanted is not None and self._wanted[0] == CALIBRATION_SCENARIO:
+        if self._target is not None and self._is_without_latency:
             yield self._target.url
             return
-        with start_emulator(CALIBRATION_SCENARIO) as emulator:
-            yield emulator.url
+        try:
+            yield self._start_calibrating().url
+        finally:
+            self._stop_calibrating()
 
     def ended(self) -> str | None:
         """In words, how an emulator that ought to run has ended; None while all run."""
@@ -107,7 +130,13 @@ class Emulators:
         for running in (self._target, self._beside):
             if running is not None:
                 running.stop()
-        self._target = self._beside = None
+        self._target = self._beside = self._wanted = None
+        self._stop_calibrating()
+
+    def _stop_calibrating(self) -> None:
+        running, self._calibrating = self._calibrating, None
+        if running is not None:
+            running.stop()
 
 
 class ConnectionWatch:

@@ -45,9 +45,14 @@ def test_blocks_of_every_strategy_on_the_same_tape(
 ) -> None:
     monkeypatch.setenv(MARK, processes.mark)
     said: list[str] = []
+    meanwhile: list[tuple[bool, int]] = []  # whether anything was measured by then, in which thread
     path = run_experiment(
-        Experiment(options(processes.path, blocks=2), users=6, seconds=1.0), progress=said.append
+        Experiment(options(processes.path, blocks=2), users=6, seconds=1.0),
+        progress=said.append,
+        meanwhile=lambda: meanwhile.append((any(said), threading.get_ident())),
     )
+    assert [began for began, _ in meanwhile] == [False]
+    assert meanwhile[0][1] != threading.get_ident()
     run, records = (directory := RunDirectory.open(path)).load(), list(directory.records())
     check_trials(run, records, {"gathered", "sequential"})
     assert run.finished

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from profiler.cli import main
-from profiler.emulator.process import is_emulator, start_emulator
+from profiler.emulator.process import EmulatorProcess, is_emulator, start_emulator
 from profiler.examples import get_weather
 from profiler.limits.refusals import retry_after_ns, signal_of, status_of
 from profiler.load.options import LoadOptions
@@ -96,6 +96,42 @@ def test_where_the_tools_of_a_load_test_are(model_server):
     finally:
         emulators.stop()
     assert not is_emulator(beside)
+
+
+def ended(process: EmulatorProcess) -> bool:
+    return process.poll() is not None
+
+
+def test_emulators_of_a_test_start_together_and_are_waited_for_where_they_are_asked(model_server):
+    emulators = Emulators()
+    try:
+        emulators.begin(LoadOptions(scenario="cities"))
+        target, calibrating = emulators._target, emulators._calibrating
+        assert {"url"}.isdisjoint((*vars(target), *vars(calibrating)))  # nobody has waited yet
+        assert emulators.root(LoadOptions(scenario="cities")) == target.url
+        assert emulators.pid == target.pid != calibrating.pid
+        with emulators.for_calibration() as url:
+            assert url == calibrating.url != target.url
+            assert is_emulator(url)
+        assert ended(calibrating)
+        assert not ended(target)
+        with emulators.for_calibration() as again:  # after the last trial, for the other client
+            assert is_emulator(again)
+        emulators.begin(LoadOptions(scenario="instant"))
+        assert ended(target)
+        assert emulators._calibrating is None  # its own target will do
+        emulators.begin(LoadOptions(base_url=model_server, scenario="cities", calibration_seconds=0.0))
+        assert emulators._calibrating is None
+    finally:
+        emulators.stop()
+
+
+def test_emulators_that_nobody_waited_for_end_with_the_rest():
+    emulators = Emulators()
+    emulators.begin(LoadOptions(scenario="cities"))
+    started = emulators._target, emulators._calibrating
+    emulators.stop()
+    assert all(map(ended, started))
 
 
 def test_the_environment_names_the_tools(monkeypatch):

@@ -112,7 +112,7 @@ def test_compare_has_its_exit_codes_and_nothing_but_json_on_standard_output(
 ) -> None:
     asked: list[Experiment] = []
 
-    def instead(wanted: Experiment, *_: Any) -> Path:
+    def instead(wanted: Experiment, *_: Any, **__: Any) -> Path:
         asked.append(wanted)
         return record(tmp_path, 100, **changes)
 
@@ -149,7 +149,7 @@ def test_run_without_a_good_loop_exits_with_1_and_names_the_errors(
         for k in range(20)
     ]
     directory.records_path.write_bytes(b"".join(encode(one) + b"\n" for one in loops))
-    monkeypatch.setattr(experiment, "run_experiment", lambda *_: directory.path)
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: directory.path)
     for arguments in ([], ["--allow-saturated"]):
         assert main(["compare", "--quiet", *arguments]) == 1
     said = " ".join(capsys.readouterr().out.split())
@@ -206,7 +206,7 @@ def test_compare_asks_before_leaving_this_machine_where_somebody_can_answer(
 ) -> None:
     started: list[bool] = []
 
-    def instead(*_: Any) -> Path:
+    def instead(*_: Any, **__: Any) -> Path:
         started.append(True)
         return record(tmp_path, 100)
 
@@ -501,7 +501,7 @@ def test_plan_of_a_recording_to_predict_from_has_its_ladder(
 ) -> None:
     asked: list[Experiment] = []
 
-    def started(given: Experiment, *others: Any) -> Path:
+    def started(given: Experiment, *_: Any, **__: Any) -> Path:
         asked.append(given)
         raise TargetError("gone")
 

@@ -30,6 +30,7 @@ from profiler.load.locust.quirks import (
 from profiler.load.messages import ClientMeasured, Drained, Pulse, Ready, Records, Returned
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
+from profiler.load.preparation import preload
 from profiler.load.spending import Budget, Grants
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch, Emulators, Target
 from profiler.load.workers import Workers
@@ -99,7 +100,11 @@ class LeaderSession:
         that stops it from hearing them. Raises `ProfilerError` when the test cannot be run.
         """
         try:
-            options, root = self._with_tools(self._asked().options)
+            options = self._asked().options
+            self._emulators.begin(options)
+            if self._alone:
+                preload(options)  # while they start; workers do so when they are prepared
+            options, root = self._with_tools(options)
             if self._members is not None:
                 self._wait_for_workers(self._members)
                 if self._leaving:
