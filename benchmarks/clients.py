@@ -406,7 +406,11 @@ def make_agent(ctx: AgentContext, stream: bool = False) -> Callable[[str], Await
     from profiler import ToolLoop
 
     loop = ToolLoop(ctx.make_model(), tools(), ctx.strategy, stream=stream, sinks=[ctx.sink])
-    return lambda prompt: loop.run(PROMPT)
+
+    async def agent(prompt: str) -> object:  # no lambda: what is no async function runs in a thread
+        return await loop.run(PROMPT)
+
+    return agent
 
 
 def make_streaming_agent(ctx: AgentContext) -> Callable[[str], Awaitable[object]]:
