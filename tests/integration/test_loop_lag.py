@@ -41,7 +41,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(("what", "machine"), [("sleeps", False), ("computes", False), ("stopped", True)])
 def test_code_that_holds_the_loop_is_told_from_a_process_that_was_stopped(what, machine):
-    for _ in range(3):  # a crowded machine may stop the child for a while of its own accord
+    for _ in range(5):  # a crowded machine may stop the child for a while of its own accord
         child = subprocess.Popen([sys.executable, "-c", CHILD, what], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -52,8 +52,9 @@ def test_code_that_holds_the_loop_is_told_from_a_process_that_was_stopped(what, 
             os.kill(child.pid, signal.SIGCONT)
         lag_ns, machine_ns = json.loads(child.communicate(timeout=60)[0])
         assert lag_ns > 0.3e9
-        # A crowded machine may add time of its own; the 0.4 s stay whose they are.
-        if (machine_ns if machine else lag_ns - machine_ns) > 0.3e9:
+        # A crowded machine may add time of its own, and where it keeps the heartbeat waiting for 5 ms, all of
+        # that beat is the machine's; the larger part of the 0.4 s stays whose it is.
+        if (machine_ns if machine else lag_ns - machine_ns) > 0.2e9:
             return
     raise AssertionError(f"{what}: {lag_ns} ns late, {machine_ns} of them the machine's")
 
