@@ -18,7 +18,7 @@ class RequestEvents:
     """Takes the request events of finished loops, on a greenlet of Locust's.
 
     Where nobody listens but Locust's own runner, which only counts them, they are counted here in batches, in
-    the way in which a master takes the statistics of its workers: an eighth of the cost, and a load test has
+    the way in which a master takes the statistics of its workers, at a small part of the cost: there are some
     eight of them a loop. Where a Locust file listens, each is fired.
     """
 
