@@ -762,8 +762,14 @@ def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
 
 
 def encode(record: LoopRecord) -> bytes:
-    """One line of `records.jsonl`, without the newline."""
-    return _encode(record)
+    """One line of `records.jsonl`, without the newline.
+
+    Raises `RecordError` for what JSON cannot hold, such as half of a character.
+    """
+    try:
+        return _encode(record)
+    except (TypeError, ValueError, OverflowError) as error:  # its text may show what was said
+        raise RecordError(f"a loop record that cannot be written: {type(error).__name__}") from error
 
 
 def decode(line: bytes | str) -> LoopRecord:

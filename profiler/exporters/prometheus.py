@@ -364,12 +364,12 @@ class PrometheusSink(Collector):
         who = self._capped(self._providers, model.provider or UNKNOWN, MAX_PROVIDERS, "provider"), whose
         if (latency_ns := model.latency_ns) is not None:
             strategy.model_duration[*who, model.status].observe_in(latency_ns, trace)
-        if model.first_token_ns is not None:
-            strategy.first_token[who].observe(model.first_token_ns - model.started_ns)
-        if model.first_output_ns is not None:
-            strategy.first_output[who].observe(model.first_output_ns - model.started_ns)
-        if model.first_tool_call_ns is not None:
-            strategy.first_tool_call[who].observe(model.first_tool_call_ns - model.started_ns)
+        if (after_ns := model.first_token_after_ns) is not None:
+            strategy.first_token[who].observe(after_ns)
+        if (after_ns := model.first_output_after_ns) is not None:
+            strategy.first_output[who].observe(after_ns)
+        if (after_ns := model.first_tool_call_after_ns) is not None:
+            strategy.first_tool_call[who].observe(after_ns)
         tokens_in, tokens_out = model.input_tokens, model.output_tokens
         unknown = strategy.unknown_tokens[who]
         if tokens_in is not None or tokens_out is not None:

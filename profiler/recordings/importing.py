@@ -233,7 +233,7 @@ class _Import:
         try:
             line = records.encode(record)
             records.decode(line)  # what is written can be read
-        except (orjson.JSONEncodeError, RecordError):
+        except RecordError:
             self._skip(Skipped("loops: a time or a count that cannot be", 1, draft.id))
             return
         number = self._spool.keep(line, record.id, record.started_ns, record.ended_ns, draft.parent)

@@ -220,7 +220,7 @@ class KeptRuns:
         try:
             text = encode(record)
             self._check(text)  # what is written can be read
-        except (orjson.JSONEncodeError, RecordError):
+        except RecordError:
             self._lose(1, "a time or a count that cannot be")
             self._written([token])
             return

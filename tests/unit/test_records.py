@@ -199,6 +199,14 @@ def test_what_is_no_record_is_refused_with_its_place(change, problem):
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("change", [{"id": "half \ud83d"}, {"name": object()}, {"text": "\udc00"}])
+def test_what_json_cannot_hold_is_no_record_to_write(change):
+    with pytest.raises(RecordError) as raised:
+        encode(sample(**change))
+    assert str(raised.value).startswith("a loop record that cannot be written: ")
+    assert "half" not in str(raised.value)
+
+
 def test_largest_numbers_are_read():
     line = encode(sample()).replace(b'"started_ns":320', b'"started_ns":%d' % 2**62)
     assert decode(line).rounds[1].started_ns == 2**62
