@@ -1,11 +1,16 @@
 """What the emulator costs and how true it is.
 
     python benchmarks/emulator.py [--seconds 4] [--full-minute]
+    python benchmarks/emulator.py --against CHECKOUT [--repeats 9]
 
 The emulator runs in a process of its own with everything on: validation, tape, journal. The load
 comes from another process, over kept-alive loopback connections. Server CPU is user and system time
 of the emulator's process, read from /proc (utime + stime), per request it finished. Beside it, in
 the same run, what `AsyncOpenAI` on aiohttp spends per request in a client process of its own.
+
+With `--against CHECKOUT` another checkout of this package is measured beside this one, and nothing else: a
+server process of each, in turns of a second and a half under the same client, for all three model APIs.
+The ratios are medians over the repeats.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +49,7 @@ CITY = {
     "required": ["city"],
     "additionalProperties": False,
 }
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -54,11 +60,16 @@ TOOLS = [
     }
     for name in ("get_weather", "get_population")
 ]
-MESSAGES = [
+MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "You are a helpful assistant that answers questions about cities. " * 6},
     {"role": "user", "content": "Compare the weather and the population of Tokyo and Paris, please."},
 ]
 CONNECTIONS = 32
+CHAT, RESPONSES, ANTHROPIC = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+ROOT = Path(__file__).resolve().parents[1]
+MOST = {False: 0.86, True: 0.91}
+"""Of what another checkout takes for a whole reply, and for a streamed one: 110 of 128, and 160 of 176."""
+TURN_SECONDS = 1.5
 
 
 def cpu_seconds(pid: int) -> float:
@@ -187,36 +198,120 @@ def sdk_cost(emulator: EmulatorProcess, seconds: float) -> float:
     return float(subprocess.run(command, input=body, capture_output=True, text=True, check=True).stdout)
 
 
+def chat_body(*, stream: bool) -> bytes:
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(
+        {"model": "gpt-4o", "messages": MESSAGES, "tools": TOOLS, **(streamed if stream else {})}
+    ).encode()
+
+
+def bodies(*, stream: bool) -> dict[str, bytes]:
+    """The same request to each API, by path."""
+    functions = [tool["function"] for tool in TOOLS]
+    system, *messages = MESSAGES
+    own: list[dict[str, Any]] = [
+        {"model": "gpt-4o", "input": MESSAGES, "tools": [{"type": "function", **one} for one in functions]},
+        {
+            "model": "claude-sonnet-5-5",
+            "max_tokens": 1024,
+            "system": system["content"],
+            "messages": messages,
+            "tools": [
+                {"name": one["name"], "description": one["description"], "input_schema": one["parameters"]}
+                for one in functions
+            ],
+        },
+    ]
+    given = {"stream": True} if stream else {}
+    responses, anthropic = (json.dumps({**one, **given}).encode() for one in own)
+    return {CHAT: chat_body(stream=stream), RESPONSES: responses, ANTHROPIC: anthropic}
+
+
+def of_twelve_events(url: str) -> int:
+    """The loop whose first reply has twelve events, as a stream of Chat Completions."""
+    body = chat_body(stream=True)
+
+    async def events_of(loop: int) -> int:
+        _, sample = await drive(url, lambda n: request("POST", CHAT, body, **{LOOP_HEADER: str(loop)}), 0.0)
+        return sample.count(b"data: ")
+
+    return next(loop for loop in range(100) if uvloop.run(events_of(loop)) == 12)
+
+
+@contextmanager
+def emulator_of(checkout: Path) -> Iterator[tuple[str, int]]:
+    """URL and process id of an emulator that is run from a checkout."""
+    command = [sys.executable, "-m", "profiler.emulator", "--scenario", "instant", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--exit-with-parent"],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        cwd=checkout,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1], process.pid
+        process.stdin.close()
+
+
+def against(checkout: Path, repeats: int) -> None:
+    print(f"Server CPU in µs per request, scenario instant, 32 connections, median of {repeats} turns")
+    with ExitStack() as servers:
+        here, there = (servers.enter_context(emulator_of(one)) for one in (ROOT, checkout.resolve()))
+        twelve = of_twelve_events(here[0])
+
+        def turn(server: tuple[str, int], path: str, body: bytes, loop: int | None) -> float:
+            """`loop`: the number that each request has, None to count them."""
+            url, pid = server
+            before = cpu_seconds(pid)
+            served, _ = uvloop.run(
+                drive(
+                    url,
+                    lambda n: request("POST", path, body, **{LOOP_HEADER: str(n if loop is None else loop)}),
+                    TURN_SECONDS,
+                )
+            )
+            return (cpu_seconds(pid) - before) / served * 1e6
+
+        shapes = [
+            (path, stream, body) for stream in (False, True) for path, body in bodies(stream=stream).items()
+        ]
+        pairs: dict[tuple[str, bool], list[tuple[float, float]]] = {
+            (path, stream): [] for path, stream, _ in shapes
+        }
+        for repeat in range(repeats):
+            for path, stream, body in shapes:
+                loop = twelve if stream else None
+                if repeat % 2:
+                    pair = turn(here, path, body, loop), turn(there, path, body, loop)
+                else:
+                    before = turn(there, path, body, loop)
+                    pair = turn(here, path, body, loop), before
+                pairs[path, stream].append(pair)
+    print(f"  {'':30} {'here':>8} {'there':>8} {'ratio':>7}")
+    for (path, stream), values in pairs.items():
+        ours, theirs = (median(side) for side in zip(*values, strict=True))
+        ratio = median(one / other for one, other in values)
+        met = "met" if ratio <= MOST[stream] else "missed"
+        name = f"{path}, {'streamed' if stream else 'whole'}"
+        print(f"  {name:30} {ours:8.0f} {theirs:8.0f} {ratio:7.2f}  goal ≤ {MOST[stream]} of it: {met}")
+
+
 def speed(seconds: float) -> None:
     print("Speed: server CPU in µs per request, scenario instant, 32 connections, median of 3")
     with start_emulator("instant") as emulator:
-        body = json.dumps({"model": "gpt-4o", "messages": MESSAGES, "tools": TOOLS}).encode()
-        streamed = json.dumps(
-            {
-                "model": "gpt-4o",
-                "messages": MESSAGES,
-                "tools": TOOLS,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-        ).encode()
+        body, streamed = chat_body(stream=False), chat_body(stream=True)
 
         def model(data: bytes, loop: int) -> bytes:
-            return request("POST", "/v1/chat/completions", data, **{LOOP_HEADER: str(loop)})
+            return request("POST", CHAT, data, **{LOOP_HEADER: str(loop)})
 
-        def numbered(data: bytes) -> Callable[[int], bytes]:
-            return lambda n: model(data, n)
-
-        async def events_of(loop: int) -> int:
-            _, sample = await drive(emulator.url, lambda n: model(streamed, loop), 0.0)
-            return sample.count(b"data: ")
-
-        twelve = next(loop for loop in range(100) if uvloop.run(events_of(loop)) == 12)
-
-        _, sample = cost(emulator, lambda n: request("POST", "/v1/chat/completions", body), 0.3)
+        twelve = of_twelve_events(emulator.url)
+        _, sample = cost(emulator, lambda n: request("POST", CHAT, body), 0.3)
         calls = json.loads(sample.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["tool_calls"]
         tool = {LOOP_HEADER: "0", CALL_HEADER: calls[0]["id"]}
-        plain, _ = cost(emulator, numbered(body), seconds)
+        plain, _ = cost(emulator, lambda n: model(body, n), seconds)
         stream, sample = cost(emulator, lambda n: model(streamed, twelve), seconds)
         fetch, _ = cost(
             emulator, lambda n: request("GET", "/tools/weather?city=Paris&units=celsius", **tool), seconds
@@ -387,10 +482,15 @@ def main() -> None:
     )
     options.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     options.add_argument("--full-minute", action="store_true", help="drive the quota for a whole minute")
+    options.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure beside another checkout")
+    options.add_argument("--repeats", type=int, default=9, help="turns of each, beside another checkout")
     given = options.parse_args()
     others = os.getloadavg()[0]
     print(f"Load average {others:.1f} on {os.cpu_count()} cores at the start", end="")
     print(": not idle, lateness will show it" if others > 0.5 else "")
+    if given.against is not None:
+        against(given.against, given.repeats)
+        return
     speed(given.seconds)
     truth(max(given.seconds, 5.0))
     streams()
