@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import msgspec
 import orjson
 
 from profiler.emulator.conversation import ApiError, Choice, Conversation, Offered
@@ -48,7 +49,7 @@ _MOST_OVERDRAWN = 200_000
 """The work that is required beyond that, at most."""
 
 
-class PlannedCall(NamedTuple):
+class PlannedCall(msgspec.Struct, frozen=True, gc=False):
     """A call of the tape: its place, tool and arguments (JSON text)."""
 
     place: Place
@@ -67,6 +68,9 @@ class Pace(NamedTuple):
     whole: float | None = None
 
 
+_AT_ONCE = Pace(0.0, 0.0)
+
+
 class TokenDraw(NamedTuple):
     """The tokens drawn for one model request, as `ModelSpec` says; None: by the length of what is sent."""
 
@@ -78,13 +82,17 @@ class TokenDraw(NamedTuple):
     output: int | None = None
 
 
+_NO_DRAW = TokenDraw(0, 0.0, 0.0, 0)
+
+
 class Tape:
-    """The work of a scenario under one seed. Holds compiled samplers, no state."""
+    """The work of a scenario under one seed. Holds compiled samplers; its only state is a key."""
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.scenario = scenario
         self._scale = scenario.time_scale
         self._root = key(0, seed & 0xFFFFFFFFFFFF)
+        self._last = (-1, 0)  # a loop and its key: in one, so that threads may share a tape
         self._rounds = whole(scenario.loop.rounds, least=0)
         self._fan_out = whole(scenario.loop.fan_out, least=1)
         self._first_token = sampler(scenario.model.first_token)
@@ -103,6 +111,12 @@ class Tape:
         self._reasoning = None if model.reasoning_tokens is None else whole(model.reasoning_tokens, least=0)
         self._common = _Common(scenario)
         self._size = self._common.size
+        # What is the same for all is not drawn.
+        loop_spec = scenario.loop
+        self._every_rounds = _fixed(loop_spec.rounds, self._rounds) if self._size is None else None
+        self._every_fan_out = None
+        if self._size is None and not loop_spec.fan_out_by_round:
+            self._every_fan_out = _fixed(loop_spec.fan_out, self._fan_out)
         self._by_round = [whole(one, least=1) for one in scenario.loop.fan_out_by_round]
         self._reply = None if model.duration is None else sampler(model.duration)
         self._input = None if model.input_tokens is None else whole(model.input_tokens, least=0)
@@ -118,7 +132,10 @@ class Tape:
         self._call_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind in CALL_FAULTS]
 
     def _key(self, loop: int, stream: int) -> int:
-        return key(key(self._root, loop), stream)
+        last = self._last
+        if last[0] != loop:  # all streams of a reply are of one loop
+            last = self._last = (loop, key(self._root, loop))
+        return key(last[1], stream)
 
     def _factor(self, loop: int) -> float:
         """The normal number that draws of a loop have in common."""
@@ -126,6 +143,8 @@ class Tape:
 
     def rounds(self, loop: int) -> int:
         """Rounds with calls; the answer comes after them."""
+        if self._every_rounds is not None:
+            return self._every_rounds
         stream = self._key(loop, _ROUNDS)
         if self._size is None:
             return self._rounds(stream)
@@ -133,8 +152,14 @@ class Tape:
 
     def fan_out(self, loop: int, round_: int) -> int:
         """Calls of a round; 1 beyond the tape's end, for clients that insist on a call."""
-        if round_ >= self.rounds(loop):
+        return self._calls_of(loop, round_, self.rounds(loop))
+
+    def _calls_of(self, loop: int, round_: int, rounds: int) -> int:
+        """`fan_out` of a loop of so many rounds."""
+        if round_ >= rounds:
             return 1
+        if self._every_fan_out is not None:
+            return self._every_fan_out
         stream = key(self._key(loop, _FAN_OUT), round_)
         if self._size is not None:
             return max(1, round(self._size(self._factor(loop), stream, round_)))
@@ -152,7 +177,7 @@ class Tape:
             round_, call = talk.turns, 0
         else:
             round_, call = 0, talk.calls
-            while round_ < rounds and call >= (size := self.fan_out(loop, round_)):
+            while round_ < rounds and call >= (size := self._calls_of(loop, round_, rounds)):
                 round_, call = round_ + 1, call - size
             if round_ >= rounds:
                 round_ += call  # beyond the end every round has one call
@@ -161,15 +186,15 @@ class Tape:
             return []
         if talk.choice.kind == "named" or not talk.parallel:
             return [Place(loop, round_, call)]
-        return [Place(loop, round_, n) for n in range(self.fan_out(loop, round_))]
+        return [Place(loop, round_, n) for n in range(self._calls_of(loop, round_, rounds))]
 
     def calls(self, places: list[Place], offered: Offered, choice: Choice) -> list[PlannedCall]:
         """Tools and arguments for `places`, drawn from what the client offers (and `choice` allows).
 
         Raises `ApiError` where the arguments of all of them together are too much work.
         """
-        names, generators = offered
-        indices: tuple[int, ...] = tuple(range(len(names)))
+        names, generators = offered.names, offered.generators
+        indices: Sequence[int] = range(len(names))
         if choice.names:
             allowed = frozenset(choice.names)
             indices = tuple(n for n in indices if names[n] in allowed)
@@ -181,13 +206,14 @@ class Tape:
         weights = self._weights([names[n] for n in indices], places[0].round) if self._weighted else None
         index, same = -1, self._same_tool
         for place in places:
-            at = place.round << 12 | place.call
+            _, round_, call = place
+            at = round_ << 12 | call
             draws = Draws(key(stream, at))
             drawn = indices[draws.below(len(indices)) if weights is None else _weighted(draws, weights)]
             if not same or index < 0 or Draws(key(self._key(loop, _SAME), at)).random() >= same:
                 index = drawn
             # Dealt numbers differ within a loop of ordinary size, so no city is asked for twice.
-            value = generators[index](draws, deal + (place.round * 16 + place.call) * 7, work)
+            value = generators[index](draws, deal + (round_ * 16 + call) * 7, work)
             if work.left < -_MOST_OVERDRAWN:
                 raise ApiError(
                     f"The schema of tool '{names[index]}' is too large for the {len(places)} calls of this"
@@ -206,7 +232,7 @@ class Tape:
     def pace(self, loop: int, round_: int, call: int) -> Pace:
         """The timing of the response that starts with this call (or is the answer), time-scaled."""
         if self._scale == 0:
-            return Pace(0.0, 0.0)
+            return _AT_ONCE
         at = round_ << 12 | call
         if self._reply is not None:
             seconds, first = self._whole_reply(loop, at)
@@ -234,7 +260,7 @@ class Tape:
     def tokens(self, place: Place, default_reasoning: int) -> TokenDraw:
         """The tokens of the request whose reply has this place."""
         if not self._draws_tokens:
-            return TokenDraw(0, 0.0, 0.0, default_reasoning)
+            return _NO_DRAW if not default_reasoning else TokenDraw(0, 0.0, 0.0, default_reasoning)
         at, loop = place.round << 12 | place.call, place.loop
         of_reply = self._common.of_reply
         counted: dict[str, int | None] = {}
@@ -310,6 +336,11 @@ class Tape:
                 if Draws(stream).random() < fault.probability:
                     return fault
         return None
+
+
+def _fixed(distribution: Distribution, sample: Callable[[int], int]) -> int | None:
+    """The only value of a distribution, None where it has several."""
+    return sample(0) if distribution.kind == "constant" else None
 
 
 def _weighted(draws: Draws, summed: list[float]) -> int:

@@ -103,6 +103,18 @@ def test_round_trip_whatever_the_prefix(place: Place, nonce: int, prefix: str) -
     assert decode(prefix + text) == place
 
 
+@pytest.mark.parametrize(
+    ("place", "nonce", "text"),
+    [
+        (Place(0, 0, 0), 0, "XU1FgNdOddspwpm1VLZ1Y60Y"),
+        (Place(5, 1, 2), 7, "X5IGEC73nuZxXfuBXaIL9y0Q"),
+        (Place(MAX_LOOP, 4095, 4095), 2**40 - 1, "Wdo1mxlxW6TM11LN8lQgoN1x"),
+    ],
+)
+def test_ids_are_the_same_in_every_version(place: Place, nonce: int, text: str) -> None:
+    assert encode(place, nonce) == text
+
+
 def test_same_place_gets_another_id_for_every_nonce() -> None:
     ids = {encode(Place(5, 1, 2), nonce) for nonce in range(5000)}
     assert len(ids) == 5000

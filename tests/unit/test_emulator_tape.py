@@ -10,6 +10,7 @@ from statistics import correlation, fmean
 
 import orjson
 import pytest
+from msgspec.structs import astuple
 
 from profiler.emulator.conversation import AUTO, NO_TOOLS, Choice, Conversation, Offered, offer
 from profiler.emulator.draws import Place
@@ -33,7 +34,7 @@ def parallel_work(tape: Tape, loop: int) -> list[list[tuple[Place, str, str]]]:
     rounds = []
     calls = 0
     while places := tape.places(talk(turns=len(rounds), calls=calls), loop):
-        rounds.append([tuple(call) for call in tape.calls(places, TOOLS, AUTO)])
+        rounds.append([astuple(call) for call in tape.calls(places, TOOLS, AUTO)])
         calls += len(places)
     return rounds
 
@@ -42,7 +43,7 @@ def one_by_one(tape: Tape, loop: int) -> list[tuple[Place, str, str]]:
     work: list[tuple[Place, str, str]] = []
     while places := tape.places(talk(parallel=False, turns=len(work), calls=len(work)), loop):
         assert len(places) == 1
-        work += [tuple(call) for call in tape.calls(places, TOOLS, AUTO)]
+        work += [astuple(call) for call in tape.calls(places, TOOLS, AUTO)]
     return work
 
 
@@ -52,6 +53,17 @@ def test_tape_of_the_same_seed_and_number_is_the_same_work() -> None:
     assert first == second[::-1]
     assert first != [parallel_work(Tape(CITIES, 8), loop) for loop in range(30)]
     assert len({str(work) for work in first}) == 30
+
+
+def test_loops_that_are_asked_in_turn_are_those_that_are_asked_alone() -> None:
+    tape = Tape(CITIES, 3)
+    in_turn = [(tape.rounds(loop), tape.fan_out(loop, 0), tape.pace(loop, 0, 0)) for loop in (1, 2, 1, 2)]
+    alone = [Tape(CITIES, 3) for _ in range(4)]
+    assert in_turn == [
+        (fresh.rounds(loop), fresh.fan_out(loop, 0), fresh.pace(loop, 0, 0))
+        for fresh, loop in zip(alone, (1, 2, 1, 2), strict=True)
+    ]
+    assert in_turn[0] != in_turn[1]
 
 
 def test_cities_is_what_it_says() -> None:
