@@ -17,11 +17,11 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import Literal, NoReturn, Protocol, cast
 
 import httptools
+import msgspec
 
 from profiler.emulator.scheduler import Scheduler, Timer
 
@@ -62,8 +62,7 @@ Payload = bytes | Callable[[int], bytes]
 """Bytes of a stream, or what makes them when they are sent, told the time (monotonic ns)."""
 
 
-@dataclass(slots=True, eq=False)
-class HttpReply:
+class HttpReply(msgspec.Struct, eq=False):
     """A response: `body` at `due_ns`, or, when `frames` is given, a chunked stream of (due_ns, payload).
 
     `headers` are complete header lines. Times are monotonic ns; 0 is at once. With the ending `reset`
@@ -76,7 +75,6 @@ class HttpReply:
     status: int
     headers: bytes
     body: bytes = b""
-    _: KW_ONLY
     due_ns: int = 0
     frames: list[tuple[int, Payload]] | None = None
     open: bool = False
@@ -85,8 +83,7 @@ class HttpReply:
     observer: Observer | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request, and where its reply goes. `send` is called once, now or later; again only for a stream
     that is open, or with another reply as long as none has begun.
 
@@ -102,7 +99,7 @@ class Exchange:
     body: bytes
     keep_alive: bool
     _chunked: bool
-    received_ns: int = field(default_factory=time.monotonic_ns)
+    received_ns: int = msgspec.field(default_factory=time.monotonic_ns)
     reply: HttpReply | None = None
     on_gone: Callable[[], None] | None = None
     _timer: Timer | None = None
@@ -209,7 +206,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reading_paused = False
         self._last_ns = time.monotonic_ns()
-        self.on_message_begin()
+        self._begin()
 
     # asyncio.Protocol
 
@@ -282,7 +279,7 @@ class Connection(asyncio.Protocol):
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        self._begin()
+        self._head_size = 0  # blank lines before it do not count; all else is as `_begin` left it
 
     def _begin(self) -> None:
         self._url = b""
@@ -297,15 +294,15 @@ class Connection(asyncio.Protocol):
             self._stop_parsing(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._head_size > MAX_HEAD:
+        self._head_size = size = self._head_size + len(name) + len(value)
+        if size > MAX_HEAD:
             self._stop_parsing(431)
         if not self._in_head:
             return  # a trailer, after the body: nothing here needs one, and none may replace a header
-        name = name.lower()
-        if name in _JOINED and name in self._headers:
-            value = self._headers[name] + b", " + value
-        self._headers[name] = value
+        name, headers = name.lower(), self._headers
+        if name in _JOINED and name in headers:
+            value = headers[name] + b", " + value
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -388,21 +385,23 @@ class Connection(asyncio.Protocol):
         if reply.frames is not None:
             self._pump_frames(transport, exchange, reply, reply.frames)
             return
-        if reply.due_ns and reply.due_ns > time.monotonic_ns():
+        now = time.monotonic_ns()
+        if reply.due_ns > now:
             if exchange._timer is None:
                 exchange._timer = self._server.scheduler.at(reply.due_ns, self.pump)
             return
         if reply.ending == "reset":
             self._finish(exchange, reply, "reset")
             return
-        now = time.monotonic_ns()
         if reply.at_sending is not None:
             reply.at_sending(reply, now)
         body = reply.body
-        head = b"%bcontent-length: %d\r\n\r\n" % (self._head(exchange, reply), len(body))
+        length = len(body)
         if reply.ending == "cut":
-            body = body[: len(body) // 2]
-        transport.write(head + body if exchange.method != b"HEAD" else head)
+            body = body[: length // 2]
+        if exchange.method == b"HEAD":
+            body = b""
+        transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (self._head(exchange, reply), length, body))
         if reply.observer is not None:
             reply.observer.first_byte(now)
         self._finish(exchange, reply, reply.ending)
@@ -422,8 +421,10 @@ class Connection(asyncio.Protocol):
         now = time.monotonic_ns()
         position, parts = exchange._next, []
         chunked = exchange._chunked
-        while position < len(frames) and frames[position][0] <= now:
-            payload = frames[position][1]
+        while position < len(frames):
+            due_ns, payload = frames[position]
+            if due_ns > now:
+                break
             if not isinstance(payload, bytes):
                 payload = payload(now)
             # Empty: the head alone is due, and an empty chunk would be the last.

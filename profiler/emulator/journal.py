@@ -9,10 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Literal
+
+import msgspec
 
 from profiler.redaction.keys import hide_keys
 
@@ -28,8 +29,7 @@ _SHOWN: dict[Kind, tuple[str, ...]] = {
 _VALUES = {kind: attrgetter(*names) for kind, names in _SHOWN.items()}
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False, gc=False):
     """One request. Times are monotonic ns, 0 for what did not happen (yet).
 
     `received_ns`: the request was complete; `due_ns`: when its first byte was due (0: never, a
@@ -39,9 +39,12 @@ class Entry:
     of all that it met, joined by `+`.
 
     Tokens of a model request that was answered, as `profiler.records.ModelCall` counts them, None of others.
+
+    The garbage collector need not look at the hundred thousand of a ring: an entry that has finished knows
+    neither its journal nor anything else that could lead back to it.
     """
 
-    _journal: Journal
+    _journal: Journal | None
     kind: Kind
     api: str
     received_ns: int
@@ -78,14 +81,16 @@ class Entry:
         self.sent_ns = ns
 
     def finished(self, ns: int, outcome: str) -> None:
-        if self.finished_ns:
+        journal = self._journal
+        if journal is None:
             return  # a client that cancels a call and then goes ends it once
+        self._journal = None
         self.finished_ns = ns
         self.outcome = outcome
         if self.on_finished is not None:
             self.on_finished()
             self.on_finished = None
-        self._journal.close(self)
+        journal.close(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as JSON, with the keys of its kind."""
@@ -121,7 +126,7 @@ class Journal:
         ring = self._ring
         if len(ring) == ring.maxlen:
             self.dropped += 1
-        entry = Entry(self, kind, api, received_ns, due_ns=received_ns)
+        entry = Entry(self, kind, api, received_ns, received_ns)
         ring.append(entry)
         flying = self.in_flight[api] + 1
         self.in_flight[api] = flying
