@@ -492,3 +492,54 @@ def events(said: Said, talk: Conversation, token: str, tokens_per_event: int) ->
 def frame(event: dict[str, Any]) -> bytes:
     """One event as it is sent."""
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _dumps(event))
+
+
+_PING, _END = frame({"type": "ping"}), frame({"type": "message_stop"})
+
+
+def plain_frames(
+    said: Said, talk: Conversation, token: str, tokens_per_event: int
+) -> list[tuple[int, bytes]]:
+    """The frames of `events` without reasoning or faults, as `openai_chat.plain_frames`."""
+    begun = {"type": "message_start", "message": _message(said, talk, token, [], None)}
+    out: list[tuple[int, bytes]] = [
+        (0, frame(begun)),
+        (0, _start(0, {"type": "text", "text": ""})),
+        (0, _PING),
+    ]
+    end = 0
+    if said.calls:
+        out.append((0, _delta(0, b'"text_delta","text"', PREFACE)))
+    else:
+        for end, piece in pieces(said.text or "", tokens_per_event):
+            out.append((end, _delta(0, b'"text_delta","text"', piece)))
+    out.append((end, _stop(0)))
+    tokens = 0
+    for n, call in enumerate(said.calls, start=1):
+        out.append((tokens, _start(n, _use(call, {}))))
+        out.append((tokens, _delta(n, b'"input_json_delta","partial_json"', "")))
+        for end, piece in pieces(call.arguments, tokens_per_event, tokens + 8):
+            out.append((end, _delta(n, b'"input_json_delta","partial_json"', piece)))
+        tokens += call_tokens(call)
+        out.append((tokens, _stop(n)))
+    delta = {"stop_reason": _STOP_REASONS[said.finish], "stop_sequence": None}
+    last = frame({"type": "message_delta", "delta": delta, "usage": _usage(said)})
+    return [*out, (said.output_tokens, last), (said.output_tokens, _END)]
+
+
+def _start(index: int, block: dict[str, Any]) -> bytes:
+    return (
+        b'event: content_block_start\ndata: {"type":"content_block_start","index":%d,"content_block":%b}\n\n'
+        % (index, _dumps(block))
+    )
+
+
+def _delta(index: int, kind: bytes, piece: str) -> bytes:
+    return (
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":%b:%b}}'
+        b"\n\n" % (index, kind, _dumps(piece))
+    )
+
+
+def _stop(index: int) -> bytes:
+    return b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n' % index

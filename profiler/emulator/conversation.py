@@ -11,6 +11,9 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+from msgspec.structs import replace
+
 from profiler.emulator.arguments import Generator, compile_schema
 
 Finish = Literal["stop", "tool_calls", "length"]
@@ -40,10 +43,14 @@ class ApiError(Exception):
 
 
 class Offered(NamedTuple):
-    """The tools a client offers, by name in sorted order: the order of offering changes nothing."""
+    """The tools a client offers, by name in sorted order: the order of offering changes nothing.
+
+    `text`: the list as it was offered, as JSON.
+    """
 
     names: tuple[str, ...]
     generators: tuple[Generator, ...]
+    text: bytes = b"[]"
 
 
 NO_TOOLS = Offered((), ())
@@ -75,7 +82,7 @@ class Carried(NamedTuple):
     tokens: int
 
 
-class Conversation(NamedTuple):
+class Conversation(msgspec.Struct, frozen=True, gc=False):
     """A request that passed validation. Its loop began with the last user message.
 
     `turns`: assistant turns with tool calls since then; `calls`: tool calls in them; `call_id`: the
@@ -103,7 +110,7 @@ class Conversation(NamedTuple):
     resumed: bool = False
 
 
-class MadeCall(NamedTuple):
+class MadeCall(msgspec.Struct, frozen=True, gc=False):
     """One tool call of a response; `arguments` is JSON text.
 
     `token` is what its ids are made of; `id` is the one that the client answers to, None where a fault
@@ -122,7 +129,7 @@ class MadeCall(NamedTuple):
         return self.arguments if self.form == "text" else ""
 
 
-class Said(NamedTuple):
+class Said(msgspec.Struct, frozen=True, gc=False):
     """One response of the model, a text or calls.
 
     `input_tokens` are all of the request, `cached_tokens` and `cache_written_tokens` of them; `output_tokens`
@@ -168,22 +175,25 @@ def limited(said: Said, max_tokens: int | None) -> Said:
     """`said` within `max_tokens`: its text cut off, or whole calls and perhaps one with cut arguments."""
     if max_tokens is None or said.output_tokens <= max_tokens:
         return said
-    said = said._replace(
-        finish="length", output_tokens=max_tokens, reasoning_tokens=min(said.reasoning_tokens, max_tokens)
+    said = replace(
+        said,
+        finish="length",
+        output_tokens=max_tokens,
+        reasoning_tokens=min(said.reasoning_tokens, max_tokens),
     )
     left, kept = max_tokens - said.reasoning_tokens, []
     if not said.calls:
-        return said._replace(text=(said.text or "")[: left * 4])
+        return replace(said, text=(said.text or "")[: left * 4])
     for call in said.calls:
         cost = call_tokens(call)
         if cost > left:
             if left > 8:
                 # Eight tokens go to name and frame; one character less keeps the JSON from being whole.
-                kept.append(call._replace(arguments=call.arguments[: (left - 8) * 4 - 1]))
+                kept.append(replace(call, arguments=call.arguments[: (left - 8) * 4 - 1]))
             break
         kept.append(call)
         left -= cost
-    return said._replace(calls=tuple(kept))
+    return replace(said, calls=tuple(kept))
 
 
 def pieces(text: str, tokens_per_event: int, start: int = 0) -> Iterable[tuple[int, str]]:
@@ -202,7 +212,9 @@ _THOUGHT = "The question needs a few facts; each of them is one call, and none w
 
 def reasoning(said: Said) -> str:
     """The text of the reasoning tokens; empty without any."""
-    size = max(0, said.reasoning_tokens * 4 - 1)
+    if not said.reasoning_tokens:
+        return ""
+    size = said.reasoning_tokens * 4 - 1
     return (_THOUGHT * (size // len(_THOUGHT) + 1))[:size]
 
 

@@ -50,7 +50,7 @@ class Dialect:
 
     def model_of(self, path: bytes) -> str | None:
         """The model that the path names: an Azure deployment."""
-        found = _DEPLOYMENT.search(path)
+        found = _DEPLOYMENT.search(path) if b"/openai/" in path else None
         return None if found is None else found[1].decode("latin-1")
 
     def check_target(self, path: bytes, query: bytes | None) -> None:
@@ -146,11 +146,11 @@ class Dialect:
         """Whether the usage is in every stream, asked for or not."""
         return self.name == "mistral"
 
-    def call_id(self, token: str, model: str, serial: int) -> str:
-        """The id of a call. `serial` is different for every call of a process."""
+    def id_prefix(self, model: str) -> str | None:
+        """What the ids of this model's calls begin with; None where they are `short_id`s."""
         if self.name == "mistral" or (self.name == "vllm" and "mistral" in model.lower()):
-            return short_id(serial)
-        return self.call_prefix + token
+            return None
+        return self.call_prefix
 
     def reshape(self, body: dict[str, Any]) -> None:
         """Make a whole completion this server's, in place."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+from msgspec.structs import replace
 
 from profiler.emulator.conversation import ApiError, ArgumentsForm, Event, MadeCall
 from profiler.emulator.dialects import (
@@ -62,13 +63,13 @@ def error_frame(api: str, sequence: int) -> bytes:
 def spoiled(call: MadeCall, kind: FaultKind) -> MadeCall:
     """A call with malformed arguments, an unknown tool name, or an argument of the wrong type."""
     if kind == "unknown_tool":
-        return call._replace(name="nonexistent_tool")
+        return replace(call, name="nonexistent_tool")
     if kind == "malformed_arguments":
-        return call._replace(arguments=call.arguments[:-1])
+        return replace(call, arguments=call.arguments[:-1])
     arguments = orjson.loads(call.arguments)
     name = next(iter(arguments), "unexpected")
     # An array of an object is what no scalar, string, array of strings or object parameter takes.
-    return call._replace(arguments=orjson.dumps({**arguments, name: [{"unexpected": None}]}).decode())
+    return replace(call, arguments=orjson.dumps({**arguments, name: [{"unexpected": None}]}).decode())
 
 
 # Odd wires. Each is for the APIs, and for the replies, in which there is such a form.
@@ -136,7 +137,7 @@ def odd_calls(calls: Sequence[MadeCall], kinds: Collection[str]) -> tuple[MadeCa
             ident = None
         elif "empty_ids" in kinds:
             ident = ""
-        out.append(call._replace(id=ident, form=form))
+        out.append(replace(call, id=ident, form=form))
     return tuple(out)
 
 

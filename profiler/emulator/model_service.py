@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from profiler.emulator import anthropic_messages, limits, openai_chat, openai_responses
 from profiler.emulator.bodies import BodyError, read_json
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
+    Finish,
     MadeCall,
     Said,
     answer,
@@ -26,7 +28,7 @@ from profiler.emulator.conversation import (
     tokens_of,
     unnamed,
 )
-from profiler.emulator.dialects import dialect
+from profiler.emulator.dialects import dialect, short_id
 from profiler.emulator.draws import Place, encode
 from profiler.emulator.faults import (
     STATUS,
@@ -71,26 +73,32 @@ Headers = dict[bytes, bytes]
 
 
 class Wire(NamedTuple):
-    """One model API. `name` is its label in journal and metrics."""
+    """One model API. `name` is its label in journal and metrics.
+
+    `style`: the provider or the dialect whose headers tell of limits. `reasoning_tokens`: those of a reply
+    where the scenario says nothing of them.
+    """
 
     name: str
     provider: str
+    style: str
+    reasoning_tokens: int
     parse: Callable[[dict[str, Any], Exchange], Conversation]
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
+class _Request(msgspec.Struct, eq=False):
     """A model request on its way. `quota`: that of its key, once the key is known; None without one.
 
-    `odd`: the wire faults of its reply, by kind.
+    `token`: what its ids are made of. `odd`: the wire faults of its reply, by kind.
     """
 
     exchange: Exchange
     wire: Wire
     entry: Entry
     serial: int
+    token: str
     quota: QuotaState | None = None
-    odd: dict[str, Fault] = field(default_factory=dict)
+    odd: dict[str, Fault] = msgspec.field(default_factory=dict)
 
 
 class ModelService:
@@ -106,19 +114,22 @@ class ModelService:
         self._free_loop = 0
         self._models = frozenset(scenario.model.models)
         self._keys = frozenset(scenario.model.api_keys)
+        self._tells_clients_apart = bool(self._keys) or scenario.quota is not None
         self._quotas: dict[tuple[str, bytes], QuotaState] = {}
         self._attempts: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
+        self._faulty = bool(scenario.faults)
         # What this server sends in an odd form has to be accepted in it.
         self._lenient = lenient = any(fault.kind in WIRE_FAULTS for fault in scenario.faults)
         self._dialect = dialect(scenario.model.dialect, scenario.model.refuses, lenient=lenient)
-        self.chat = Wire("chat", "openai", self._parse_chat)
+        spoken, plain = self._dialect, dialect("openai").reasoning_tokens
+        self.chat = Wire("chat", "openai", spoken.name, spoken.reasoning_tokens, self._parse_chat)
         self.responses = Wire(
-            "responses", "openai", lambda body, _: openai_responses.parse(body, store, lenient=lenient)
+            *("responses", "openai", "openai", plain),
+            lambda body, _: openai_responses.parse(body, store, lenient=lenient),
         )
         self.messages = Wire(
-            "messages",
-            "anthropic",
+            *("messages", "anthropic", "anthropic", plain),
             lambda body, exchange: anthropic_messages.parse(
                 body,
                 threads=b"message-threads" in exchange.headers.get(b"anthropic-beta", b""),
@@ -146,11 +157,13 @@ class ModelService:
             entry.trial = trial.decode("latin-1")
         entry.attempt = _number(headers.get(_ATTEMPT_HEADER)) or 0
         self._serial = serial = self._serial + 1
-        entry.request_id = _request_id(serial)
-        request = _Request(exchange, wire, entry, serial)
+        token = _token(serial)
+        entry.request_id = "req_" + token
+        request = _Request(exchange, wire, entry, serial, token)
         try:
-            key = self._authorize(headers, wire.provider)
-            request.quota = self._quota(key, wire.provider, exchange.received_ns)
+            if self._tells_clients_apart:
+                key = self._authorize(headers, wire.provider)
+                request.quota = self._quota(key, wire.provider, exchange.received_ns)
             self._say(request, self._check(exchange, wire))
         except ApiError as error:
             self._refuse(request, error)
@@ -160,7 +173,7 @@ class ModelService:
     def count_tokens(self, exchange: Exchange) -> None:
         """Anthropic's `/v1/messages/count_tokens`."""
         body = b'{"input_tokens":%d}' % tokens_of(exchange.body)
-        exchange.send(HttpReply(200, JSON + _identity("anthropic", _request_id(self._serial)), body))
+        exchange.send(HttpReply(200, JSON + _identity("anthropic", "req_" + _token(self._serial)), body))
 
     def list_models(self, exchange: Exchange) -> None:
         """`/v1/models`, in the shape of the provider whose SDK asks."""
@@ -181,7 +194,7 @@ class ModelService:
                 {"id": name, "object": "model", "created": created, "owned_by": "emulator"} for name in names
             ]
             body = {"object": "list", "data": data}
-        identity = _identity(provider, _request_id(self._serial))
+        identity = _identity(provider, "req_" + _token(self._serial))
         exchange.send(HttpReply(200, JSON + identity, orjson.dumps(body)))
 
     # Before the tape
@@ -285,7 +298,7 @@ class ModelService:
             self._free_loop += 1
         if said.calls:
             self._remember(wire, places, said.calls, handed_out=header is None or bool(request.odd))
-        fault = self._fault(exchange, place, entry) if self._scenario.faults else None
+        fault = self._fault(exchange, place, entry) if self._faulty else None
         if fault is not None and fault.kind in STATUS:
             raise status_error(fault.kind, wire.provider, int(1e9 * self._scenario.time_scale))
         self._send(request, talk, said, written, timed_tokens, place, fault)
@@ -296,39 +309,29 @@ class ModelService:
         """The content of the reply, its tokens (it may say that it had more, or fewer), and the number of
         those that its duration is made of."""
         wire = request.wire
-        spoken = self._dialect if wire.name == "chat" else dialect("openai")
-        drawn = self._tape.tokens(place, spoken.reasoning_tokens)
+        drawn = self._tape.tokens(place, wire.reasoning_tokens)
         own_tokens = talk.earlier_tokens + tokens_of(request.exchange.body)
+        text: str | None = None
+        calls: tuple[MadeCall, ...] = ()
+        finish: Finish = "stop"
         if "pause_turn" in request.odd:
-            tokens = tokens_of(anthropic_messages.PREFACE)
-            said = Said(anthropic_messages.PREFACE, (), "stop", own_tokens, tokens)
+            text = anthropic_messages.PREFACE
+            output = tokens = tokens_of(text)
         elif places:
-            calls = tuple(
-                MadeCall(
-                    token := encode(call.place, request.serial << 8 | n),
-                    call.name,
-                    call.arguments,
-                    self._call_id(wire, token, talk.model, request.serial << 12 | n),
-                )
-                for n, call in enumerate(self._tape.calls(places, talk.tools, talk.choice))
-            )
-            if self._scenario.faults:
-                calls = odd_calls(self._spoil(request, talk, places, calls), request.odd)
-            tokens = sum(map(call_tokens, calls))
-            said = Said(None, calls, "tool_calls", own_tokens, tokens)
+            calls, finish = self._calls(request, talk, places), "tool_calls"
+            output = tokens = sum(map(call_tokens, calls))
         else:
             text = answer(talk.results)
             # The answer's length depends on the results; its duration is the tape's alone.
-            said, tokens = Said(text, (), "stop", own_tokens, tokens_of(text)), _ANSWER_TOKENS
+            output, tokens = tokens_of(text), _ANSWER_TOKENS
         asked = own_tokens + drawn.context if drawn.input is None else drawn.input
         cached = int(asked * drawn.cached_share)
-        said = said._replace(
-            input_tokens=asked,
+        said = Said(
+            *(text, calls, finish, asked, output + drawn.reasoning),
+            reasoning_tokens=drawn.reasoning,
             cached_tokens=cached,
             cache_written_tokens=int((asked - cached) * drawn.written_share),
             cache_ttl=self._scenario.model.cache_ttl,
-            output_tokens=said.output_tokens + drawn.reasoning,
-            reasoning_tokens=drawn.reasoning,
         )
         cut = limited(said, talk.max_tokens)
         written = cut.output_tokens
@@ -337,17 +340,27 @@ class ModelService:
             counted = max(drawn.output - beside, drawn.reasoning, 1)
             if talk.max_tokens is not None:
                 counted = min(counted, max(1, talk.max_tokens - beside))
-            cut = cut._replace(output_tokens=counted)
+            cut = replace(cut, output_tokens=counted)
         return (
             cut,
             written,
             tokens if written == said.output_tokens else min(tokens, written - cut.reasoning_tokens),
         )
 
-    def _call_id(self, wire: Wire, token: str, model: str, serial: int) -> str:
+    def _calls(self, request: _Request, talk: Conversation, places: list[Place]) -> tuple[MadeCall, ...]:
+        """The calls of the reply, in the odd forms of faults."""
+        wire, nonce = request.wire, request.serial << 8
         if wire.name == "chat":
-            return self._dialect.call_id(token, model, serial)
-        return ("toolu_" if wire.provider == "anthropic" else "call_") + token
+            prefix = self._dialect.id_prefix(talk.model)
+        else:
+            prefix = "toolu_" if wire.provider == "anthropic" else "call_"
+        made = []
+        for n, call in enumerate(self._tape.calls(places, talk.tools, talk.choice)):
+            token = encode(call.place, nonce | n)
+            ident = short_id(request.serial << 12 | n) if prefix is None else prefix + token
+            made.append(MadeCall(token, call.name, call.arguments, ident))
+        calls = tuple(made)
+        return odd_calls(self._spoil(request, talk, places, calls), request.odd) if self._faulty else calls
 
     def _output_tokens(self, wire: Wire, said: Said) -> int:
         """As the API counts them."""
@@ -411,7 +424,7 @@ class ModelService:
                 entry.due_ns = 0
             exchange.send(HttpReply(0, b"", due_ns=first_ns, ending="reset", observer=entry))
             return
-        token = _token(request.serial)
+        token = request.token
         if talk.carried is not None and kind in (None, "slow_first_byte"):
             own_tokens = talk.earlier_tokens + tokens_of(exchange.body)
             self._store.put("resp_" + token, openai_responses.after(talk.carried, said, own_tokens))
@@ -419,18 +432,17 @@ class ModelService:
         entry.input_tokens, entry.cached_tokens = said.input_tokens, said.cached_tokens
         entry.cache_written_tokens, entry.reasoning_tokens = said.cache_written_tokens, said.reasoning_tokens
         entry.output_tokens = self._output_tokens(wire, said)
-        if "pause_turn" in request.odd:
-            self._places.remember(ServerTool(token).ident, place)  # all that a paused turn is known by
-        if request.odd:
-            entry.fault = "+".join([*([entry.fault] if entry.fault else []), *request.odd])
+        odd, held_ns = request.odd, 0
+        if odd:
+            if "pause_turn" in odd:
+                self._places.remember(ServerTool(token).ident, place)  # all that a paused turn is known by
+            entry.fault = "+".join([*([entry.fault] if entry.fault else []), *odd])
+            # A tool of the server's own holds back what comes after it.
+            held = [odd[name].seconds for name in ("server_tool", "pause_turn") if name in odd]
+            held_ns = int(max(held, default=0.0) * self._scenario.time_scale * 1e9)
         ending: Ending = "cut" if kind == "truncated_stream" else "complete"
-        reply = Reply(
-            wire.name, said, talk, token, int(time.time()), place.loop, self._dialect, tuple(request.odd)
-        )
+        reply = Reply(wire.name, said, talk, token, int(time.time()), place.loop, self._dialect, odd)
         headers = _identity(wire.provider, entry.request_id) + self._limits(request)
-        # A tool of the server's own holds back what comes after it.
-        held = [fault.seconds for name in ("server_tool", "pause_turn") if (fault := request.odd.get(name))]
-        held_ns = int(max(held, default=0.0) * self._scenario.time_scale * 1e9)
         per_token_ns = pace.per_token * 1e9
         if pace.whole is not None:
             per_token_ns = (
@@ -461,12 +473,13 @@ class ModelService:
         timed: list[tuple[int, Payload]] = [
             (
                 first_ns
-                + int(per_token_ns * (min(tokens, thought) + max(0, tokens - thought) * scale))
-                + (held_ns if n >= after else 0),
+                + int(per_token_ns * (thought + (tokens - thought) * scale if tokens > thought else tokens)),
                 payload,
             )
-            for n, (tokens, payload) in enumerate(frames)
+            for tokens, payload in frames
         ]
+        if held_ns:
+            timed[after:] = [(due_ns + held_ns, payload) for due_ns, payload in timed[after:]]
         exchange.send(
             HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
         )
@@ -500,15 +513,10 @@ class ModelService:
 
     def _limits(self, request: _Request) -> bytes:
         """The headers that tell of the key's quota."""
-        style, quota = self._style(request.wire), request.quota
+        style, quota = request.wire.style, request.quota
         if quota is None:
             return limits.UNLIMITED.get(style, b"")
         return limits.headers(style, quota, request.exchange.received_ns, time.time())
-
-    def _style(self, wire: Wire) -> str:
-        """The provider or the dialect whose headers are sent."""
-        spoken = self._dialect.name
-        return spoken if wire.name == "chat" and spoken != "openai" else wire.provider
 
     def _refuse(self, request: _Request, error: ApiError) -> None:
         wire, entry, exchange = request.wire, request.entry, request.exchange
@@ -523,7 +531,7 @@ class ModelService:
         if error.status != 401:  # a key that is not known has no quota
             headers += self._limits(request)
         if error.retry_ns is not None:
-            headers += limits.retry_headers(self._style(wire), error.retry_ns)
+            headers += limits.retry_headers(wire.style, error.retry_ns)
         self._journal.refused(exchange.method, exchange.path, error.status, error.log or error.message)
         due_ns = exchange.received_ns + error.after_ns if error.after_ns else 0
         exchange.send(HttpReply(error.status, headers, body, due_ns=due_ns, observer=entry))
@@ -547,10 +555,6 @@ def _number(header: bytes | None) -> int | None:
 def _token(serial: int) -> str:
     """24 hexadecimal digits, different for every response of a process."""
     return "%024x" % ((serial * 0x9E3779B97F4A7C15F39CC061) & 0xFFFFFFFFFFFFFFFFFFFFFFFF)
-
-
-def _request_id(serial: int) -> str:
-    return "req_" + _token(serial)
 
 
 def _malformed(provider: str, problem: str) -> ApiError:

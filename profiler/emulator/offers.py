@@ -44,7 +44,7 @@ class Offers:
             return known
         if len(text) > MOST_BYTES:
             raise TooMuch(f"the tools take {len(text):,} bytes of JSON; at most {MOST_BYTES:,} are read")
-        offered = self._known[text] = self._compile(tools)
+        offered = self._known[text] = self._compile(tools)._replace(text=text)
         self._size += len(text)
         while self._size > self._most:
             self._size -= len(self._known.popitem(last=False)[0])

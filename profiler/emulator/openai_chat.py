@@ -136,7 +136,8 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
             unanswered -= 1
             if content is None:
                 raise missing(f"messages.[{n}].content")
-            check_content(f"messages[{n}].content", content, _TEXT_PARTS)
+            if not isinstance(content, str):
+                check_content(f"messages[{n}].content", content, _TEXT_PARTS)
             results.append(content)
             continue
         if unanswered:
@@ -155,7 +156,7 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
                     f"Invalid value for 'content': expected a string, got null. (messages[{n}])",
                     param=f"messages.[{n}].content",
                 )
-            if content is not None and content != []:
+            if content is not None and not isinstance(content, str) and content != []:
                 check_content(f"messages[{n}].content", content, _PARTS["assistant"])
         elif role not in _ROLES:
             supported = "'system', 'assistant', 'user', 'function', 'tool', and 'developer'"
@@ -163,7 +164,8 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
         elif content is None:
             raise missing(f"messages[{n}].content")
         else:
-            check_content(f"messages[{n}].content", content, _PARTS.get(role, _TEXT_PARTS))
+            if not isinstance(content, str):
+                check_content(f"messages[{n}].content", content, _PARTS.get(role, _TEXT_PARTS))
             if role == "user":
                 turns, calls, call_id, results = 0, 0, None, []
     if unanswered:
@@ -316,3 +318,41 @@ def frame(begun: bytes, event: dict[str, Any]) -> bytes:
     """One chunk as it is sent; what `begun` (`start` as JSON) says is added unless the chunk says it."""
     body = _dumps(event)
     return b"data: %b\n\n" % body if "id" in event else b"data: %b,%b\n\n" % (begun[:-1], body[1:])
+
+
+def plain_frames(
+    said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int
+) -> list[tuple[int, bytes]]:
+    """The frames of `events`, with their tokens, where there is no reasoning and nothing reshapes them.
+
+    The same bytes, for less than it takes to make each event and then its JSON: most replies are such.
+    """
+    begun = _dumps(start(talk, token, created, chunk=True))[:-1]
+    usage = b',"usage":null}\n\n' if talk.include_usage else b"}\n\n"
+    opening = b'data: %b,"choices":[{"index":0,"delta":{' % begun
+    ending = b'},"logprobs":null,"finish_reason":null}]%b' % usage
+    role = b'"role":"assistant","content":null'
+    out: list[tuple[int, bytes]] = []
+    tokens = 0
+    if not said.calls:
+        out.append((0, b'%b"role":"assistant","content":"","refusal":null%b' % (opening, ending)))
+        for end, piece in pieces(said.text or "", tokens_per_event):
+            out.append((end, b'%b"content":%b%b' % (opening, _dumps(piece), ending)))
+    several = len(said.calls) > 1
+    if several:
+        out.append((0, opening + role + ending))
+    for n, call in enumerate(said.calls):
+        named = _dumps(_call(call, ""))[1:]
+        calls = b'%b"tool_calls":[{"index":%d,' % (opening if several else opening + role + b",", n)
+        out.append((tokens, b"%b%b]%b" % (calls, named, ending)))
+        calls = b'%b"tool_calls":[{"index":%d,"function":{"arguments":' % (opening, n)
+        for end, piece in pieces(call.arguments, tokens_per_event, tokens + 8):
+            out.append((end, b"%b%b}}]%b" % (calls, _dumps(piece), ending)))
+        tokens += call_tokens(call)
+    finish = b'%b},"logprobs":null,"finish_reason":"%b"}]%b' % (opening, said.finish.encode(), usage)
+    out.append((said.output_tokens, finish))
+    if talk.include_usage:
+        counted = b'data: %b,"choices":[],"usage":%b}\n\n' % (begun, _dumps(_usage(said)))
+        out.append((said.output_tokens, counted))
+    out.append((said.output_tokens, DONE))
+    return out

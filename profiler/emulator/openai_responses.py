@@ -17,6 +17,7 @@ from profiler.emulator.conversation import (
     Carried,
     Conversation,
     Event,
+    Offered,
     Said,
     call_tokens,
     pieces,
@@ -114,7 +115,7 @@ def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conve
         *(model, stream, True, offered, chosen, parallel),
         *(state.turns, state.calls, state.call_id, state.results),
         limit,
-        echo=_echo(body, limit, previous, parallel),
+        echo=_echo(body, offered, limit, previous, parallel),
         carried=None if body.get("store") is False else state,
         earlier_tokens=state.tokens,
     )
@@ -144,7 +145,7 @@ def _walk(items: list[Any], before: Carried, lenient: bool) -> Carried:
                 )
             if item.get("output") is None:
                 raise missing(f"input[{n}].output")
-            if item["output"] != []:
+            if not isinstance(item["output"], str) and item["output"] != []:
                 check_content(f"input[{n}].output", item["output"], _INPUT_PARTS)
             pending[ident] = max(0, pending[ident] - 1)
             found.append(item["output"])
@@ -175,8 +176,8 @@ def _walk(items: list[Any], before: Carried, lenient: bool) -> Carried:
                 raise missing_or_unsupported(f"input[{n}].role", role, supported)
             if content is None:
                 raise missing(f"input[{n}].content")
-            parts = _OUTPUT_PARTS if role == "assistant" else _INPUT_PARTS
-            if content != []:
+            if not isinstance(content, str) and content != []:
+                parts = _OUTPUT_PARTS if role == "assistant" else _INPUT_PARTS
                 check_content(f"input[{n}].content", content, parts)
             if role == "user":
                 _all_answered(pending)
@@ -216,7 +217,9 @@ def after(state: Carried, said: Said, tokens: int) -> Carried:
     )
 
 
-def _echo(body: dict[str, Any], limit: int | None, previous: str | None, parallel: bool) -> dict[str, Any]:
+def _echo(
+    body: dict[str, Any], offered: Offered, limit: int | None, previous: str | None, parallel: bool
+) -> dict[str, Any]:
     """The members of a response that repeat the request."""
     choice = body.get("tool_choice")
     return {
@@ -236,7 +239,7 @@ def _echo(body: dict[str, Any], limit: int | None, previous: str | None, paralle
         "temperature": body.get("temperature", 1.0),
         "text": {"format": {"type": "text"}, "verbosity": "medium"},
         "tool_choice": "auto" if choice is None else choice,
-        "tools": body.get("tools") or [],
+        "tools": orjson.Fragment(offered.text),
         "top_logprobs": 0,
         "top_p": body.get("top_p", 1.0),
         "truncation": "disabled",
@@ -386,3 +389,41 @@ def frame(event: dict[str, Any], number: int) -> bytes:
     kind, body = event["type"].encode(), _dumps(event)  # of which the type is the first member
     rest = body[len(kind) + 10 :]
     return b'event: %b\ndata: {"type":"%b","sequence_number":%d%b\n\n' % (kind, kind, number, rest)
+
+
+def plain_frames(
+    said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int
+) -> list[tuple[int, bytes]]:
+    """The frames of `events` for calls without reasoning or faults, as `openai_chat.plain_frames`."""
+    begun = _dumps(render(None, talk, token, created))
+    timed: list[tuple[int, bytes, bytes]] = [  # tokens, type, what follows the number
+        (0, b"response.created", b'"response":' + begun),
+        (0, b"response.in_progress", b'"response":' + begun),
+    ]
+    tokens, status = 0, _status(said)
+    for n, call in enumerate(said.calls):
+        cut = n == len(said.calls) - 1 and status != "completed"
+        ident, arguments = b'"fc_%b"' % call.token.encode(), _dumps(call.arguments)
+        where = b'"item_id":%b,"output_index":%d,' % (ident, n)
+        opened = b'"output_index":%d,"item":{"id":%b,"type":"function_call","status":"' % (n, ident)
+        named = b'"call_id":%b,"name":%b}' % (_dumps(call.id), _dumps(call.name))
+        added = b'%bin_progress","arguments":"",%b' % (opened, named)
+        timed.append((tokens, b"response.output_item.added", added))
+        for end, piece in pieces(call.arguments, tokens_per_event, tokens + 8):
+            delta = b'%b"delta":%b' % (where, _dumps(piece))
+            timed.append((end, b"response.function_call_arguments.delta", delta))
+        tokens += call_tokens(call)
+        if not cut:
+            done = b'%b"arguments":%b' % (where, arguments)
+            timed.append((tokens, b"response.function_call_arguments.done", done))
+        item = b'%b%b","arguments":%b,%b' % (opened, b"incomplete" if cut else b"completed", arguments, named)
+        timed.append((tokens, b"response.output_item.done", item))
+    whole = b'"response":' + _dumps(render(said, talk, token, created))
+    timed.append((said.output_tokens, b"response." + status.encode(), whole))
+    return [
+        (
+            tokens,
+            b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, rest),
+        )
+        for number, (tokens, kind, rest) in enumerate(timed)
+    ]

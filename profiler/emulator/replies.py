@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
 from profiler.emulator.conversation import Conversation, Event, Said
@@ -33,7 +35,7 @@ class Frames(NamedTuple):
     held: int
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """A reply to be sent. `token` makes its ids; `created` is in Unix seconds.
 
     `odd`: kinds of fault that apply. `loop` decides between the habits of a dialect.
@@ -68,6 +70,17 @@ class Reply(NamedTuple):
     def frames(self, tokens_per_event: int) -> Frames:
         """As a stream, with about so many tokens in an event."""
         said, talk, token, created = self.said, self.talk, self.token, self.created
+        if not self.odd and not said.reasoning_tokens:
+            plain: list[Frame] | None = None
+            if self.api == "messages":
+                plain = anthropic_messages.plain_frames(said, talk, token, tokens_per_event)
+            elif self.api == "responses":
+                if said.calls:
+                    plain = openai_responses.plain_frames(said, talk, token, created, tokens_per_event)
+            elif self.dialect.name == "openai":
+                plain = openai_chat.plain_frames(said, talk, token, created, tokens_per_event)
+            if plain is not None:
+                return Frames(plain, len(plain))
         encode: Callable[[int, dict[str, Any]], bytes]
         if self.api == "messages":
             events = anthropic_messages.events(said, talk, token, tokens_per_event)
@@ -93,7 +106,7 @@ class Reply(NamedTuple):
     def _chunks(self, tokens_per_event: int) -> list[Event]:
         dialect, talk = self.dialect, self.talk
         if dialect.always_counts or "late_usage" in self.odd:
-            talk = talk._replace(include_usage=True)
+            talk = replace(talk, include_usage=True)
         field = dialect.reasoning_field(self.loop)
         chunks = openai_chat.events(self.said, talk, tokens_per_event, field)
         return dialect.reshape_stream(chunks, self.loop)

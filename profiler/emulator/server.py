@@ -75,9 +75,9 @@ class Emulator:
         self._mcp = McpService(calls, mcp)
         # The model APIs answer below any path: servers have them under /v1, /api/paas/v4, /v1beta/openai, ...
         self._apis: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
-            (b"POST", b"/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
-            (b"POST", b"/responses"): lambda exchange: models.complete(exchange, models.responses),
-            (b"POST", b"/messages"): lambda exchange: models.complete(exchange, models.messages),
+            (b"POST", b"/chat/completions"): partial(models.complete, wire=models.chat),
+            (b"POST", b"/responses"): partial(models.complete, wire=models.responses),
+            (b"POST", b"/messages"): partial(models.complete, wire=models.messages),
             (b"POST", b"/messages/count_tokens"): models.count_tokens,
             (b"GET", b"/models"): models.list_models,
         }

@@ -16,7 +16,7 @@ import pytest
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
 from profiler.emulator.arguments import MOST_PARTS, Allowance, compile_schema
-from profiler.emulator.conversation import ApiError
+from profiler.emulator.conversation import ApiError, Offered
 from profiler.emulator.draws import Draws, Place, key
 from profiler.emulator.offers import MOST_BYTES, Offers
 from profiler.emulator.patterns import Pattern
@@ -320,13 +320,14 @@ def test_arguments_of_a_whole_reply_are_bounded() -> None:
 def test_lists_of_tools_are_compiled_once_and_forgotten_by_their_size() -> None:
     compiled = []
 
-    def compile_(tools: list[Any]) -> Any:
+    def compile_(tools: list[Any]) -> Offered:
         compiled.append(tools)
-        return ("compiled", len(compiled))
+        return Offered((f"tool{len(compiled)}",), ())
 
     offers = Offers(compile_, most=100)
     first, second = ["a" * 40], ["b" * 40]
     assert offers(first) is offers(list(first))
+    assert offers(first) == Offered(("tool1",), (), b'["%b"]' % (b"a" * 40))
     offers(second)
     offers(first)  # used last
     offers(["c" * 40])  # for which the second goes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from profiler.emulator import anthropic_messages, openai_chat
 from profiler.emulator.conversation import Carried, MadeCall, Said, answer, limited
@@ -105,6 +108,22 @@ def test_journal_is_a_ring_that_counts_what_fell_out() -> None:
     assert (body["dropped"], body["entries"]) == (0, [])
 
 
+def test_entry_ends_once_and_does_not_keep_its_journal() -> None:
+    ended: list[str] = []
+    journal = Journal(kept=lambda entry: ended.append(entry.outcome))
+    entry = journal.open("model", "chat", 5)
+    entry.on_finished = lambda: ended.append("on_finished")
+    entry.status = 200
+    entry.finished(9, "complete")
+    entry.finished(11, "disconnected")
+    assert ended == ["on_finished", "complete"]
+    assert (entry.finished_ns, journal.stats()["requests"]) == (9, {"chat": {"200": 1}})
+    left = weakref.ref(journal)
+    del journal
+    gc.collect()  # which does not look into entries
+    assert left() is None
+
+
 def test_store_forgets_the_least_recently_used() -> None:
     store = Store(size=2)
     from profiler.emulator.conversation import ApiError
@@ -128,7 +147,7 @@ def test_limits_cut_text_and_calls() -> None:
     calls = Said(None, (call, call), "tool_calls", 1, 28)
     assert limited(calls, 28).finish == "tool_calls"
     assert limited(calls, 14).calls == (call,)
-    assert limited(calls, 24).calls == (call, call._replace(arguments='{"city"'))
+    assert limited(calls, 24).calls == (call, replace(call, arguments='{"city"'))
     assert limited(calls, 3) == Said(None, (), "length", 1, 3)
 
 

@@ -10,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
-from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall
+from profiler.emulator.conversation import (
+    ApiError,
+    Choice,
+    Conversation,
+    MadeCall,
+    Said,
+    call_tokens,
+    limited,
+    tokens_of,
+)
+from profiler.emulator.dialects import dialect
 from profiler.emulator.faults import spoiled
 from profiler.emulator.openai_responses import Store
+from profiler.emulator.replies import Frame, Reply
 
 USER: dict[str, Any] = {"role": "user", "content": "x"}
 SCHEMA = {"type": "object", "properties": {}}
@@ -426,6 +437,75 @@ def test_spoilt_calls() -> None:
     assert orjson.loads(spoiled(MadeCall("t", "f", "{}"), "wrong_type").arguments) == {
         "unexpected": [{"unexpected": None}]
     }
+
+
+texts = st.text(max_size=90)  # whatever characters: what is said may repeat a result
+made_calls = st.lists(
+    st.builds(
+        lambda token, name, arguments: MadeCall(token, name, arguments, "call_" + token),
+        st.from_regex("[A-Za-z0-9]{24}", fullmatch=True),
+        texts,
+        texts,
+    ),
+    max_size=4,
+).map(tuple)
+
+
+def said_of(text: str, calls: tuple[MadeCall, ...], most: int | None, reasoning: int) -> Said:
+    tokens = reasoning + (sum(map(call_tokens, calls)) if calls else tokens_of(text))
+    said = Said(
+        *(None if calls else text, calls, "tool_calls" if calls else "stop"),
+        *(300, tokens, reasoning, 70, 20, "1h"),
+    )
+    return limited(said, most)
+
+
+def made_one_by_one(reply: Reply, tokens_per_event: int) -> list[Frame]:
+    """The frames of a reply of OpenAI's or Anthropic's, from its events."""
+    said, talk, token, created = reply.said, reply.talk, reply.token, reply.created
+    if reply.api == "messages":
+        events = anthropic_messages.events(said, talk, token, tokens_per_event)
+        return [(tokens, anthropic_messages.frame(event)) for tokens, event in events]
+    if reply.api == "responses":
+        events = openai_responses.events(said, talk, token, created, tokens_per_event)
+        return [(tokens, openai_responses.frame(event, n)) for n, (tokens, event) in enumerate(events)]
+    begun = orjson.dumps(openai_chat.start(talk, token, created, chunk=True))
+    events = openai_chat.events(said, talk, tokens_per_event, "reasoning_content")
+    frames = [(tokens, openai_chat.frame(begun, event)) for tokens, event in events]
+    return [*frames, (said.output_tokens, openai_chat.DONE)]
+
+
+@given(
+    text=texts,
+    calls=made_calls,
+    most=st.none() | st.integers(1, 60),
+    reasoning=st.sampled_from([0, 0, 0, 9]),
+    tokens_per_event=st.integers(1, 9),
+    counted=st.booleans(),
+    model=texts,
+)
+def test_frames_that_are_written_at_once_are_those_of_the_events(
+    text: str,
+    calls: tuple[MadeCall, ...],
+    most: int | None,
+    reasoning: int,
+    tokens_per_event: int,
+    counted: bool,
+    model: str,
+) -> None:
+    said = said_of(text, calls, most, reasoning)
+    talks = {
+        "chat": chat(stream=True, model=model or "m", stream_options={"include_usage": counted}),
+        "responses": responses(
+            stream=True, model=model or "m", tools=[RESPONSES_TOOL], metadata={"é": model}
+        ),
+        "messages": messages(stream=True, model=model or "m"),
+    }
+    for api, talk in talks.items():
+        reply = Reply(api, said, talk, "0123456789abcdef01234567", 1_700_000_000, 5, dialect("openai"))
+        frames, held = reply.frames(tokens_per_event)
+        assert frames == made_one_by_one(reply, tokens_per_event)
+        assert held >= len(frames) - 1  # nothing is held back: [DONE] comes when all is said
 
 
 junk = st.recursive(
