@@ -123,7 +123,7 @@ def role(pid: int, parent: int, known: dict[int, str]) -> str:
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     if "-m profiler.emulator" in command:
         kind = "emulator"
-    elif "-m locust" in command:
+    elif "/locust/start.py" in command:
         kind = "locust"
     else:
         kind = "command" if pid == parent else "other"

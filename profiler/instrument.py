@@ -113,7 +113,7 @@ class Profiler(Watcher):
 
         Loops that are under way are not among them. Raises `UsageError` before the first `with`.
         """
-        from profiler.report.terminal import use_color
+        from profiler.report.text import use_color
 
         file = sys.stdout if file is None else file
         columns = min(shutil.get_terminal_size().columns, _WIDEST) if file.isatty() else _WIDTH

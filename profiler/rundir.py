@@ -343,9 +343,9 @@ class Run:
     `arguments` are its options, secrets left out; `repeat` those that differ from the defaults, as
     words of a command line (without the number of agents, the duration and the strategies).
     `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
-    in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load,
-    `checks` what the first loops of a user's agent showed then, `mcp_servers` whose tools the loops had.
-    `recording` is there when the loops are those of another program: such a run has no strategies, no
+    in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop was thought to take before
+    the load, `checks` what the first loops of a user's agent showed then, `mcp_servers` whose tools the loops
+    had. `recording` is there when the loops are those of another program: such a run has no strategies, no
     trials and no load of ours.
     """
 
@@ -626,7 +626,8 @@ class Progress:
     `trial` counts from 1 to `trials` (None: until stopped); `block` and `blocks` likewise.
     `seconds_left` is an estimate for the whole run, None when it has no end. `failures` are loops
     that are not good, `rate_limited` attempts that a quota refused. `lag_seconds` is the worst
-    event-loop lag of the last second. `directory` is the run's; `Follower` fills it in, so that a view
+    event-loop lag of the last second. `step` says in words what is done before the first trial, since `unix`.
+    `directory` is the run's; `Follower` fills it in, so that a view
     can look at the records too.
     """
 
@@ -647,6 +648,7 @@ class Progress:
     waiting: int = 0
     lag_seconds: float = 0.0
     directory: str | None = None
+    step: str = ""
 
 
 def encode_progress(progress: Progress) -> bytes:

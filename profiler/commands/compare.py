@@ -22,7 +22,9 @@ from profiler.statistics.objectives import check_gates, parse_gates
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
+    from profiler.load.locust_process import LocustProcess
     from profiler.report.ci import Findings
+    from profiler.report.live import LiveView
     from profiler.statistics.objectives import QualityGate
 
 
@@ -95,41 +97,28 @@ def main(arguments: argparse.Namespace) -> int:
 def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) -> int:
     from dataclasses import replace
 
-    from profiler.load.experiment import Experiment, run_experiment
-    from profiler.records import INTERNAL
-    from profiler.report.live import LiveView
-    from profiler.rundir import RunDirectory
+    from profiler.load.locust_process import STARTING, started_locust
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
-    if size.for_prediction:
-        from profiler.load.ladder import for_prediction
+    with started_locust(options.agent is not None) as locust:  # before what takes a while to import here
+        from profiler.report.live import LiveView
+        from profiler.rundir import Progress
 
-        paid = bool(options.remote_targets(os.environ)) or options.agent is not None
-        options = for_prediction(options, size.users, paid=paid)
-    options.check_variants()
-    check_gates(gates, [spec.text for spec in options.strategies])
-    if not agreed(arguments, options, size, size.seconds):
-        return 1
-    experiment = Experiment(options, size.users, size.seconds, size.workers)
-    failure: ProfilerError | None = None
-    try:
         with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
-            path = run_experiment(experiment, view.say, view.watch, meanwhile=_import_report)
-    except ProfilerError as error:
-        from profiler.report import ci
-
-        failed = RunDirectory(Path(error.run_directory or ""))
-        if error.run_directory is None or not failed.ended_by(INTERNAL):
-            write_junit(arguments, ci.junit_of_error(f"profiler compare: {options.scenario}", str(error)))
-            raise
-        failure, path = error, failed.path  # a defect of ours is said beside a report, whatever came after
+            view.watch(Progress(locust.started, "preparing", step=STARTING))
+            ran = _run_load(arguments, gates, options, size, locust, view)
+    if ran is None:
+        return 1
+    options, path, failure = ran
     signals.finish_first(str(path))
     from profiler.prediction.advice import advice
     from profiler.prediction.fitting import fit_run
     from profiler.report import ci
     from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
-    from profiler.report.terminal import render_comparison, use_color
+    from profiler.report.terminal import render_comparison
+    from profiler.report.text import use_color
+    from profiler.rundir import RunDirectory
     from profiler.statistics.gates import judge, latencies_of, missed
 
     directory = RunDirectory.open(path)
@@ -175,7 +164,43 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     return complain(ending, str(path))
 
 
-def _import_report() -> None:
+def _run_load(
+    arguments: argparse.Namespace,
+    gates: tuple[QualityGate, ...],
+    options: LoadOptions,
+    size: Size,
+    locust: LocustProcess,
+    view: LiveView,
+) -> tuple[LoadOptions, Path, ProfilerError | None] | None:
+    """Run the load test; returns its options, its run, and a defect of ours. None when it was declined."""
+    from profiler.load.experiment import Experiment, run_experiment
+    from profiler.records import INTERNAL
+    from profiler.rundir import RunDirectory
+
+    if size.for_prediction:
+        from profiler.load.ladder import for_prediction
+
+        paid = bool(options.remote_targets(os.environ)) or options.agent is not None
+        options = for_prediction(options, size.users, paid=paid)
+    options.check_variants()
+    check_gates(gates, [spec.text for spec in options.strategies])
+    if not agreed(arguments, options, size, size.seconds, view=view):
+        return None
+    experiment = Experiment(options, size.users, size.seconds, size.workers)
+    try:
+        path = run_experiment(experiment, view.say, view.watch, meanwhile=import_report, locust=locust)
+    except ProfilerError as error:
+        from profiler.report import ci
+
+        failed = RunDirectory(Path(error.run_directory or ""))
+        if error.run_directory is None or not failed.ended_by(INTERNAL):
+            write_junit(arguments, ci.junit_of_error(f"profiler compare: {options.scenario}", str(error)))
+            raise
+        return options, failed.path, error  # a defect of ours is said beside a report, whatever came after
+    return options, path, None
+
+
+def import_report() -> None:
     """Before the load begins, and beside what Locust imports: it would delay the load, or the report."""
     with contextlib.suppress(Exception):  # it is said where it is needed
         import profiler.prediction.fitting
@@ -189,7 +214,8 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     import orjson
 
     from profiler.report import ci
-    from profiler.report.terminal import render_comparison, use_color
+    from profiler.report.terminal import render_comparison
+    from profiler.report.text import use_color
     from profiler.rundir import RunDirectory
     from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import parse_objective
@@ -245,7 +271,8 @@ def _two_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     import orjson
 
     from profiler.report import ci
-    from profiler.report.terminal import render_regression, use_color
+    from profiler.report.terminal import render_regression
+    from profiler.report.text import use_color
     from profiler.rundir import RunDirectory
     from profiler.statistics.gates import judge_loops, judge_objective, judge_validity, missed
     from profiler.statistics.verdicts import compare_directories
@@ -356,11 +383,17 @@ def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:
 
 
 def agreed(
-    arguments: argparse.Namespace, options: LoadOptions, size: Size, seconds: float, search: bool = False
+    arguments: argparse.Namespace,
+    options: LoadOptions,
+    size: Size,
+    seconds: float,
+    search: bool = False,
+    view: LiveView | None = None,
 ) -> bool:
     """Show what is about to happen (`estimate_load`); ask before it leaves this machine, on a terminal.
 
-    False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
+    Where a `view` is drawn, it waits for the answer. False, and said so, when the answer is no. Raises
+    `UsageError` for a target that is not to be loaded.
     """
     from profiler.commands.run import on_event_loop
     from profiler.load.estimate import estimate_load
@@ -371,17 +404,25 @@ def agreed(
     scenario = load_scenario(options.scenario)
     targets = options.remote_targets(os.environ)
     asks = bool(targets) and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks and view is not None:
+        view.stop()
     if asks or not arguments.quiet:
         servers = on_event_loop(partial(look, options)) if options.mcp else ()  # before anything else begins
         remote = len(targets) > len(options.remote_servers)  # to call tools costs no tokens
         planned = estimate_load(options, size.users, seconds, size.workers, scenario, remote, search)
         agents = max(options.levels, default=size.users)
         lines = said(servers, agents=agents, workers=size.workers, per_agent=options.mcp_per_agent)
-        print("\n".join([*planned.lines(), *lines]), file=sys.stderr, flush=True)
+        for line in [*planned.lines(), *lines]:
+            if view is not None and not asks:
+                view.say(line)
+            else:
+                print(line, file=sys.stderr, flush=True)
     if not asks:
         return True
     print("start? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        if view is not None:
+            view.start()
         return True
     print("nothing was started", file=sys.stderr)
     return False

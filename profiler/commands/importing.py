@@ -81,7 +81,7 @@ def show_verdict(
 ) -> None:
     """Print what a recording says (`render_recorded`)."""
     from profiler.report.recorded import render_recorded
-    from profiler.report.terminal import use_color
+    from profiler.report.text import use_color
 
     width = min(shutil.get_terminal_size().columns, 100)
     color = use_color(sys.stdout, os.environ)

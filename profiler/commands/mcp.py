@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler.commands import add_command, show
-from profiler.commands.compare import add_output, check_output, show_as_asked, write_junit
+from profiler.commands.compare import add_output, check_output, import_report, show_as_asked, write_junit
 from profiler.commands.exits import EXIT_CODES, Ending, complain
 from profiler.errors import ProfilerError
 from profiler.load.declared import SECONDS, TEXT, add_options
@@ -22,6 +22,7 @@ from profiler.process.streams import json_text
 if TYPE_CHECKING:
     from profiler.commands import Commands
     from profiler.load.calls import CallPlan
+    from profiler.load.locust_process import LocustProcess
 
 MOST_AT_ONCE = 64
 """Calls at once up to which `tune` looks for a limit, unless `--users` says how many are ever wanted."""
@@ -210,51 +211,25 @@ def _load(arguments: argparse.Namespace) -> int:
 
     import orjson
 
-    from profiler.arrivals import Arrivals
-    from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.plan import blocks_for
-    from profiler.records import INTERNAL
-    from profiler.report import ci
-    from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do
-    from profiler.report.html import gather, write_report
-    from profiler.report.live import LiveView
-    from profiler.report.text import counted
-    from profiler.rundir import RunDirectory
-    from profiler.statistics.gates import judge, latencies_of, missed
+    from profiler.load.locust_process import started_locust
     from profiler.statistics.objectives import check_gates, parse_gates
 
     gates = parse_gates(*arguments.fail_on)
     check_output(arguments)
     options, size = asked_direct(arguments), Size.from_namespace(arguments)
     check_gates(gates, [spec.text for spec in options.strategies])
-    if options.arrivals is not None:
-        Arrivals.parse(options.arrivals)
-        how = f"arriving at {options.arrivals}"
-        if gates and options.blocks is None:
-            # Without intervals no gate is decided.
-            options = replace(options, blocks=blocks_for(size.seconds))
-            how += f", in {counted(options.blocks or 1, 'block')} for the intervals that --fail-on needs"
-        elif options.blocks is None:
-            how += ", without a pause (--blocks 5: five times, for intervals)"
-    else:
-        how = f"{', '.join(map(str, options.levels)) or size.users} at once"
-    head = f"plan: {options.server.shown}, {size.seconds:g} s of measuring, {how}"
-    if agreed(arguments, options, head, sessions_said(options, size)) is None:
+    with started_locust(own_agent=False) as locust:  # before what takes a while to import here
+        ran = _run_load(arguments, options, size, bool(gates), locust)
+    if ran is None:
         return 1
-    experiment = Experiment(options, size.users, size.seconds, size.workers)
-    failure: ProfilerError | None = None
-    try:
-        with LiveView(sys.stderr, os.environ, arguments.quiet, direct=True) as view:
-            path = run_experiment(experiment, view.say, view.watch)
-    except ProfilerError as error:
-        failed = RunDirectory(Path(error.run_directory or ""))
-        if error.run_directory is None or not failed.ended_by(INTERNAL):
-            write_junit(
-                arguments, ci.junit_of_error(f"profiler mcp load: {options.server.shown}", str(error))
-            )
-            raise
-        failure, path = error, failed.path
+    path, failure = ran
     signals.finish_first(str(path))
+    from profiler.report import ci
+    from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do
+    from profiler.report.html import gather, write_report
+    from profiler.rundir import RunDirectory
+    from profiler.statistics.gates import judge, latencies_of, missed
+
     directory = RunDirectory.open(path)
     material = gather(directory)
     run = material.run
@@ -296,6 +271,51 @@ def _load(arguments: argparse.Namespace) -> int:
         or bool(ours(loads) and not arguments.allow_saturated),
     )
     return complain(ending, str(path))
+
+
+def _run_load(
+    arguments: argparse.Namespace, options: LoadOptions, size: Size, gated: bool, locust: LocustProcess
+) -> tuple[Path, ProfilerError | None] | None:
+    """Run the load; returns where its run is, and a defect of ours. None when it was declined."""
+    from dataclasses import replace
+
+    from profiler.arrivals import Arrivals
+    from profiler.load.experiment import Experiment, run_experiment
+    from profiler.load.plan import blocks_for
+    from profiler.records import INTERNAL
+    from profiler.report.live import LiveView
+    from profiler.report.text import counted
+    from profiler.rundir import RunDirectory
+
+    if options.arrivals is not None:
+        Arrivals.parse(options.arrivals)
+        how = f"arriving at {options.arrivals}"
+        if gated and options.blocks is None:
+            # Without intervals no gate is decided.
+            options = replace(options, blocks=blocks_for(size.seconds))
+            how += f", in {counted(options.blocks or 1, 'block')} for the intervals that --fail-on needs"
+        elif options.blocks is None:
+            how += ", without a pause (--blocks 5: five times, for intervals)"
+    else:
+        how = f"{', '.join(map(str, options.levels)) or size.users} at once"
+    head = f"plan: {options.server.shown}, {size.seconds:g} s of measuring, {how}"
+    if agreed(arguments, options, head, sessions_said(options, size)) is None:
+        return None
+    experiment = Experiment(options, size.users, size.seconds, size.workers)
+    try:
+        with LiveView(sys.stderr, os.environ, arguments.quiet, direct=True) as view:
+            path = run_experiment(experiment, view.say, view.watch, meanwhile=import_report, locust=locust)
+    except ProfilerError as error:
+        from profiler.report import ci
+
+        failed = RunDirectory(Path(error.run_directory or ""))
+        if error.run_directory is None or not failed.ended_by(INTERNAL):
+            write_junit(
+                arguments, ci.junit_of_error(f"profiler mcp load: {options.server.shown}", str(error))
+            )
+            raise
+        return failed.path, error
+    return path, None
 
 
 def _tune(arguments: argparse.Namespace) -> int:

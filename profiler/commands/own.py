@@ -288,8 +288,7 @@ def _ending(records: Sequence[LoopRecord] | deque[LoopRecord]) -> Ending:
 def _show(own: OwnRun) -> None:
     """The loops in the terminal, what was watched, and what was not seen."""
     from profiler.report.look import look
-    from profiler.report.terminal import use_color
-    from profiler.report.text import clean, counted
+    from profiler.report.text import clean, counted, use_color
     from profiler.report.timeline import wrapped
 
     width = min(shutil.get_terminal_size().columns, 120)

@@ -153,7 +153,7 @@ def _predict(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -
     from profiler.prediction.quotas.given import given_quota, given_words
     from profiler.prediction.support import invalid_of
     from profiler.report.prediction import render_prediction
-    from profiler.report.terminal import use_color
+    from profiler.report.text import use_color
 
     request = request_of(arguments, run)
     settings = settings_of(arguments, run)
@@ -201,7 +201,7 @@ def _check(arguments: argparse.Namespace, directory: RunDirectory, run: Run) -> 
     from profiler.prediction.processes import check_run, cores
     from profiler.prediction.support import invalid_of
     from profiler.report.prediction import render_check
-    from profiler.report.terminal import use_color
+    from profiler.report.text import use_color
 
     for name in CHECKED_WITHOUT:
         if getattr(arguments, name) not in (None, False, []):

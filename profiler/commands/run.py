@@ -119,7 +119,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.loop.supervision import Supervision, supervised
     from profiler.records import INTERNAL
     from profiler.redaction import guard_logs
-    from profiler.report.terminal import use_color
+    from profiler.report.text import use_color
     from profiler.report.timeline import render_timeline
     from profiler.rundir import Incident, RunDirectory
     from profiler.scenarios import load_scenario

@@ -140,12 +140,26 @@ def estimate_load(
 
 def loop_seconds(tape: Tape, at_once: bool) -> float:
     """Mean seconds of a loop whose calls of a round run at once, or one after another."""
-    tools = tape.scenario.tools
     total = 0.0
     for loop in range(SAMPLE):
         for round_, calls in enumerate(_rounds(tape, loop)):
             pace = tape.pace(loop, round_, 0)
             total += pace.first_token + pace.per_token * (CALL_TOKENS * calls if calls else ANSWER_TOKENS)
+    return total / SAMPLE + tool_seconds(tape, at_once)
+
+
+def loop_seconds_after(request_seconds: float, tape: Tape, at_once: bool) -> float:
+    """Seconds of a loop whose first request took so long: its rounds and tools are the scenario's."""
+    rounds = sum(len(_rounds(tape, loop)) for loop in range(SAMPLE)) / SAMPLE
+    return rounds * request_seconds + tool_seconds(tape, at_once)
+
+
+def tool_seconds(tape: Tape, at_once: bool) -> float:
+    """Mean seconds that a loop's tools take, those of a round at once or one after another."""
+    tools = tape.scenario.tools
+    total = 0.0
+    for loop in range(SAMPLE):
+        for round_, calls in enumerate(_rounds(tape, loop)):
             durations = [
                 tape.duration(Place(loop, round_, call), tools[call % len(tools)].name)
                 for call in range(calls if tools else 0)

@@ -6,49 +6,30 @@ So the caller's process stays free of gevent, and keeps its standard output to i
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
-from profiler.errors import (
-    Interrupted,
-    ProfilerError,
-    RecordError,
-    TargetError,
-    Terminated,
-    UsageError,
-)
+from profiler.errors import Interrupted, ProfilerError, RecordError, Terminated, UsageError
 from profiler.load.declared import Options
+from profiler.load.locust_process import (
+    KILL_SECONDS,
+    STARTING,
+    LeaderKilledError,
+    LocustProcess,
+    started_locust,
+)
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import MOST_DRAIN_SECONDS, blocks_for, turns
 from profiler.process.modes import opener_like
 from profiler.process.ports import free_port
-from profiler.process.signals import DRAIN_SECONDS, ENDING
-from profiler.process.streams import IN_CHILDREN
 from profiler.redaction import describe
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
-
-PARENT_FD = "PROFILER_PARENT_FD"
-"""Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
-
-_ENDED = {
-    **dict.fromkeys((Interrupted.exit_code, -signal.SIGINT), Interrupted),
-    **dict.fromkeys((Terminated.exit_code, *(-number for number in ENDING)), Terminated),
-}
-"""Locust's exit codes when it was ended before anything had begun; by the signal while it still imported."""
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
@@ -58,25 +39,9 @@ SPAWN_RATE = 100
 OVERHEAD_SECONDS = 180.0
 """Start, preparation, ramp and exit, at the very most."""
 
-KILL_SECONDS = 10.0
-"""How long Locust may take to leave by itself before it is killed."""
-
-KEPT_LINES = 500
-"""Last lines of Locust's output that are kept: its tables at the end come after its complaints."""
-
 FOLLOW_SECONDS = 0.25
 
-_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.(?:load|exporters)\.[\w.]+: )(.*)")
-_REFUSAL = re.compile(r"(?:locust: error: |/ERROR/profiler\.[\w.]+: )(.*)")
-_FAILURE = re.compile(r"(?:locust: error: |/(?:ERROR|CRITICAL)/[\w.]+: )(.*)")
-_RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
-"""The last line of a traceback."""
-
 _SIZE = Size()
-
-
-class LeaderKilledError(ProfilerError):
-    """Locust's process, which leads a load test, was killed by a signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +84,15 @@ def run_experiment(
     watch: Callable[[Progress], None] | None = None,
     enough: Callable[[RunDirectory], bool] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
+    locust: LocustProcess | None = None,
 ) -> Path:
     """Run an experiment; returns the path of the run directory.
 
     `progress` gets a line at each step, `watch` the progress every second. `enough` is asked after every
     block whether what was measured suffices: then the run ends before its next trial. `meanwhile` is called
-    once Locust's process has started, which takes seconds to import what it needs: it may do the same, and
-    nothing afterwards, when the load runs. All are called from threads of their own.
+    once Locust's process has its command line, and still takes a second or more until the load begins: it may
+    take as long, and do nothing afterwards. All are called from threads of their own. `locust` is started
+    here unless it is given.
 
     After one interrupt (SIGINT) the loops in flight are waited for and the rest is left out; after a second
     one they are cut off. After `Terminated` they are cut off in `DRAIN_SECONDS`. Either way the run directory
@@ -136,6 +103,9 @@ def run_experiment(
     refuses us or goes away, `ProfilerError` when Locust failed. All of these name the run directory, unless
     nothing was recorded in it: then it is removed.
     """
+    if locust is None:
+        with started_locust(experiment.options.agent is not None) as started:
+            return run_experiment(experiment, progress, watch, enough, meanwhile, started)
     options = experiment.options
     options.check_variants()
     options.check_targets(os.environ)
@@ -146,7 +116,8 @@ def run_experiment(
     directory = RunDirectory.create(options.out, conditions(options, experiment.users))
     try:
         options = replace(options, run_directory=str(directory.path))
-        _run(experiment, options, directory, progress, watch, enough, meanwhile)
+        locust.begin(command_line(experiment, options), secrets_in_environment(options), progress)
+        _wait(locust, experiment, directory, progress, watch, enough, meanwhile)
     except KeyboardInterrupt as error:
         raise _ended_early(error, directory) from None
     except BaseException as error:
@@ -181,41 +152,35 @@ def _ended_early(error: KeyboardInterrupt, directory: RunDirectory) -> Interrupt
     return ended
 
 
-def _run(
+def _wait(
+    locust: LocustProcess,
     experiment: Experiment,
-    options: LoadOptions,
     directory: RunDirectory,
     progress: Callable[[str], None] | None,
     watch: Callable[[Progress], None] | None,
     enough: Callable[[RunDirectory], bool] | None,
     meanwhile: Callable[[], None],
 ) -> None:
-    """Run Locust from its start to its end."""
-    with _locust(experiment, options) as process:
-        assert process.stderr is not None
-        said: deque[str] = deque(maxlen=KEPT_LINES)
-        reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
-        reader.start()
-        beside = threading.Thread(target=meanwhile, daemon=True)
-        beside.start()
-        over = threading.Event()
-        watcher = threading.Thread(
-            target=_follow, args=(directory, watch, enough, over, progress), daemon=True
-        )
-        watcher.start()
-        try:
-            code, told = _wait(process, experiment.limit_seconds)
-            reader.join(KILL_SECONDS)
-        finally:
-            over.set()
-            watcher.join(KILL_SECONDS)
-            beside.join()  # an interpreter that ends while C++ is being imported may abort
-    _explain(code, said, told)
+    """Wait for Locust's end, and follow what it does until then."""
+    beside = threading.Thread(target=meanwhile, daemon=True)
+    beside.start()
+    over = threading.Event()
+    first = Progress(locust.started, "preparing", step=STARTING)
+    watcher = threading.Thread(
+        target=_follow, args=(directory, first, watch, enough, over, progress), daemon=True
+    )
+    watcher.start()
+    try:
+        locust.wait(experiment.limit_seconds)
+    finally:
+        over.set()
+        watcher.join(KILL_SECONDS)
+        beside.join()  # an interpreter that ends while C++ is being imported may abort
 
 
 def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
-    """Locust's command line."""
-    command = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
+    """Locust's arguments."""
+    command = ["-f", str(LOCUSTFILE), "--headless", "--only-summary"]
     most = max((experiment.users, *options.levels))  # the rate holds for all steps of a ladder
     command += ["-u", str(experiment.users), "-r", str(min(most, SPAWN_RATE))]
     command += ["--exit-code-on-error", "0", f"--run-directory={options.run_directory}"]
@@ -228,99 +193,14 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
 
 
 def secrets_in_environment(options: Options) -> dict[str, str]:
-    """The variable that hands the secrets among the options to Locust's process; none without secrets."""
+    """The secrets among the options, as `asked` finds them in an environment; empty without secrets."""
     secrets = options.secrets()
     return {SECRETS: json.dumps(secrets)} if secrets else {}
 
 
-@contextlib.contextmanager
-def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess.Popen[str]]:
-    """Locust under way, in a session of its own, so that we pass on an interrupt at the terminal.
-
-    It leaves by itself when this process is gone, and does not outlive the `with` block.
-    """
-    inherited, kept = os.pipe()
-    root = str(LOCUSTFILE.parents[2])
-    environment = {  # without settings of Locust's, which are meant for other tests
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("LOCUST_") or name == "LOCUST_SKIP_MONKEY_PATCH"
-    }
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    if options.agent is not None:
-        # It may run in threads, and call what it likes: `load/locust/quirks.py`, about native threads.
-        environment["LOCUST_SKIP_MONKEY_PATCH"] = "1"
-    environment[PARENT_FD] = str(inherited)
-    environment |= IN_CHILDREN
-    environment |= secrets_in_environment(options)
-    process = subprocess.Popen(
-        command_line(experiment, options),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        pass_fds=(inherited,),
-        start_new_session=True,
-    )
-    os.close(inherited)
-    try:
-        yield process
-    except KeyboardInterrupt:  # nobody waits for it, and while it imports it does not see that we go
-        process.terminate()
-        raise
-    finally:
-        os.close(kept)
-        if process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_SECONDS)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # whoever is left of its session; usually nobody
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-def _wait(process: subprocess.Popen[str], seconds: float) -> tuple[int, KeyboardInterrupt | None]:
-    """Wait for its exit code; returns it with the last of what interrupted the waiting.
-
-    The first two interrupts are passed on; the third one ends the waiting, and so does the end of the time.
-    """
-    interrupts = 0
-    told: KeyboardInterrupt | None = None
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return process.wait(max(0.0, until - time.monotonic())), told
-        except KeyboardInterrupt as error:
-            interrupts += 1
-            told = error
-            if interrupts > 2:
-                raise
-            if isinstance(error, Terminated):
-                process.send_signal(error.signal)
-                until = min(until, time.monotonic() + DRAIN_SECONDS + KILL_SECONDS)
-            else:
-                process.send_signal(signal.SIGINT)
-        except subprocess.TimeoutExpired:
-            if isinstance(told, Terminated):
-                raise told from None
-            raise TargetError(f"the load test hung: no end after {seconds:.0f} s") from None
-
-
-def _listen(stream: IO[str], said: deque[str], progress: Callable[[str], None] | None) -> None:
-    with contextlib.suppress(ValueError, OSError):
-        for line in stream:
-            said.append(line.rstrip())
-            match = _SAID.search(line)
-            if match and progress is not None:
-                with contextlib.suppress(Exception):  # nobody would read on, and Locust would wait for that
-                    progress(match[1])
-
-
 def _follow(
     directory: RunDirectory,
+    first: Progress,
     watch: Callable[[Progress], None] | None,
     enough: Callable[[RunDirectory], bool] | None,
     over: threading.Event,
@@ -330,7 +210,8 @@ def _follow(
     if watch is None and enough is None:
         return
     follower = Follower(directory.path)
-    block = 1
+    came: Iterable[Progress] = [first]
+    block, last = 1, False
     failed: set[str] = set()
 
     def fails(what: str, error: Exception) -> None:
@@ -340,8 +221,7 @@ def _follow(
         failed.add(what)
 
     while True:
-        last = over.wait(FOLLOW_SECONDS)
-        for progress in follower.new():
+        for progress in came:
             if watch is not None:
                 try:
                     watch(progress)
@@ -357,34 +237,5 @@ def _follow(
                     fails("the look at whether this is enough", error)
         if last:
             return
-
-
-def _explain(code: int, said: deque[str], told: KeyboardInterrupt | None = None) -> None:
-    """Raise the error that the exit code stands for; `told` is what we were told, and have passed on."""
-    if code == 0:
-        return
-    if code in _ENDED:
-        raise told or _ENDED[code]()
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            hint = ": by hand, or by a system out of memory" if code == -signal.SIGKILL else ""
-            raise LeaderKilledError(f"the load test's leader was killed by signal {-code} ({name}{hint})")
-    refusals = [match[1] for line in said if (match := _REFUSAL.search(line))]
-    for kind in (UsageError, TargetError):
-        if refusals and code == kind.exit_code:
-            raise kind(refusals[-1])
-    raise ProfilerError(f"the load test failed (exit code {code}): {_failure(list(said))}")
-
-
-def _failure(said: list[str]) -> str:
-    """Locust's last complaint, with the exception if it shows one, in one line."""
-    for number in reversed(range(len(said))):
-        if match := _FAILURE.search(said[number]):
-            text = match[1].strip().rstrip(":")
-            traceback = itertools.dropwhile(
-                lambda line: not line.startswith("Traceback "), said[number + 1 :]
-            )
-            raised = next(filter(_RAISED.fullmatch, traceback), None)
-            return text if raised is None else f"{text}: {raised}"
-    return said[-1] if said else "it said nothing"
+        last = over.wait(FOLLOW_SECONDS)
+        came = follower.new()

@@ -200,7 +200,7 @@ class Leader:
                 self._trials()
                 if self.error is None:
                     self._warn_of_strategies_without_trial()
-                    self._measure_other_client()
+                    self._measure_clients()
                 self._stop.wait(self.options.linger_seconds)
             self._save_spent()
             self.output.save(
@@ -247,11 +247,13 @@ class Leader:
             self._warn_of_short_ramp()
         return not self._stop.is_set()
 
-    def _measure_other_client(self) -> None:
-        """Unless somebody waits for the end: whoever stopped the test, or a search that has a next one."""
-        if (self._stop.is_set() and not self._time_is_out()) or self.options.until_seconds is not None:
+    def _measure_clients(self) -> None:
+        """Unless whoever stopped the test waits for its end. Of a search's test only the client in use."""
+        if self._stop.is_set() and not self._time_is_out():
             return
-        self._workers.measure_other_client(self.options)
+        options = self.options
+        others = () if options.until_seconds is not None else (options.other_client,)
+        self._workers.measure_clients((options.client, *others))
         self.output.save(capacity=self._workers.capacity)
 
     def _say_checks(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.arrivals import Arrivals
 from profiler.load.options import LoadOptions
+from profiler.providers import ClientName
 from profiler.rundir import Anchor, Check, ClientHealth, McpServer, Spent
 
 if TYPE_CHECKING:
@@ -138,24 +139,23 @@ class Returned:
 class Calibration:
     """A worker's work against a server without latency: `loops` of `agents` agents in `seconds`.
 
-    `lone_seconds` is the median of loops that ran alone, `request_cpu` the seconds of CPU that one request to
-    a model takes through the client of the loops, None where those are not the built-in ones.
+    `lone_seconds` is the median of loops that ran alone.
     """
 
     agents: int
     loops: int
     seconds: float
     lone_seconds: float
-    request_cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The answer to `Prepare`. `error`: why the worker cannot, with the `exit_code` of its kind.
 
-    `loop_seconds` is what its first loop took, `spent` what all first loops spent, `first_failure` the error
-    type of one that failed, `checks` what those of a user's agent showed, `mcp_servers` which tools the
-    loops have of MCP servers. `metrics_port` is where it serves /metrics, None where it does not.
+    `loop_seconds` is what a loop is thought to take, `spent` what was spent to warm up, `first_failure` the
+    error type of what failed then, `checks` what the first loops of a user's agent showed, `mcp_servers`
+    which tools the loops have of MCP servers. `metrics_port` is where it serves /metrics, None where it does
+    not.
     """
 
     error: str | None = None
@@ -235,19 +235,20 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class MeasureClient:
-    """After the last trial: how much CPU a request takes through the client that the loops did not use.
+    """After the last trial: how much CPU a request to a model takes through each of these clients.
 
     `server` is the URL of one without latency. The worker answers with `ClientMeasured`.
     """
 
     server: str
+    clients: tuple[ClientName, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ClientMeasured:
-    """The answer to `MeasureClient`, as in `Calibration`. None: that client cannot be used here."""
+    """The answer to `MeasureClient`: seconds by client, without one that cannot be used here."""
 
-    request_cpu: float | None
+    request_cpu: tuple[tuple[str, float], ...]
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss | MeasureClient

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
@@ -34,6 +35,7 @@ from profiler.rundir import (
 )
 
 if TYPE_CHECKING:
+    from profiler.load.options import LoadOptions
     from profiler.statistics.summary import Summary
 
 TARGETS = "targets.json"
@@ -122,6 +124,15 @@ class Reporter:
         if self._lines:
             lines, self._lines = self._lines, []
             self._write(b"\n".join(lines) + b"\n", len(lines))
+
+
+def show_step(options: LoadOptions, step: str) -> None:
+    """Tell onlookers what is done now, before the test. A command that looks on has made the directory."""
+    if options.run_directory is None:
+        return
+    # A file that cannot be written is said once there are records.
+    with contextlib.suppress(RecordError), _open(Path(options.run_directory) / PROGRESS) as file:
+        append_lines(file, encode_progress(Progress(time.time(), "preparing", step=step)))
 
 
 class RunOutput:

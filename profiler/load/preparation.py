@@ -1,13 +1,16 @@
 """Makes, and warms up, what runs the loops of one process: an agent pool for every strategy.
 
-The first use of a client costs 110 to 230 ms, so each runs one loop before the test, which is recorded
-nowhere. And `calibrate`: how fast the client alone is.
+The first use of a client costs 110 to 230 ms, and a server may refuse whatever it is asked. So before the
+test the built-in loop sends one request (or runs once, where a limit is to be kept on what loops spend), and
+an agent of the user's own runs once with each strategy; none of that is recorded. And `calibrate`: how fast
+the client alone is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import statistics
@@ -25,6 +28,7 @@ from profiler.load.calling import carry_context_into_threads
 from profiler.load.clients import Pointing
 from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.direct import direct_agents
+from profiler.load.estimate import loop_seconds_after
 from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
@@ -55,7 +59,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FirstLoops = Callable[[], Awaitable[None]]
+FirstUse = Callable[[], Awaitable[float]]
+"""Uses a runner for the first time; returns the seconds that a loop of it is thought to take."""
 
 PASSING_STATUS = (408, 409, 425, 429)
 """Refusals that another request may not meet; any other below 500 is that of every request."""
@@ -115,18 +120,14 @@ class LoopRunners:
         self._share = share
         self._servers = ToolServers(options)
         self._direct: tuple[McpServer, ...] = ()  # what is loaded without a model
+        self._firsts: list[FirstUse] = []
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
 
-    async def make(self, agents: Mapping[str, LoadedAgent | None], sinks: Sequence[Sink]) -> Ready:
-        """Make and warm up all runners; the answer says what that took.
-
-        `agents`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
-        refuses, or cannot be reached.
-        """
+    async def make(self, agents: Mapping[str, LoadedAgent | None], sinks: Sequence[Sink]) -> None:
+        """Make all runners. `agents`: by Locust user class, None for the built-in loop."""
         guard_logs()  # an agent's module may have set up logging of its own
-        slowest = 0.0
         for user_class, agent in agents.items():
             if self._options.direct:
                 first = await self._make_direct(user_class, sinks)
@@ -134,21 +135,28 @@ class LoopRunners:
                 first = await self._make_built_in(user_class, sinks)
             else:
                 first = await self._make_custom(user_class, agent, sinks)
-            began = time.monotonic()
+            self._firsts.append(first)
+
+    async def warm_up(self) -> Ready:
+        """Use each runner once; the answer says what that took.
+
+        Raises `ProfilerError` when the target refuses, or cannot be reached.
+        """
+        slowest = 0.0
+        for first in self._firsts:
             # At the end of the time that the test has there is nothing to warm up for.
             limit = asyncio.timeout(self._seconds_left())
             account = LoopAccount()
             token = current_ledger.set(account)
             try:
                 async with limit:
-                    await first()
+                    slowest = max(slowest, await first())
             except TimeoutError:
                 if not limit.expired():
                     raise
             finally:
                 current_ledger.reset(token)
                 self._spent += account.spent
-            slowest = max(slowest, time.monotonic() - began)
         return Ready(
             loop_seconds=slowest,
             model=self._model,
@@ -175,7 +183,7 @@ class LoopRunners:
             await runner.close()
         await self._servers.close()
 
-    async def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstUse:
         self._options.check_variants()
         servers = self._servers
         tools = (await servers.open()).tools if servers.specs else None
@@ -196,45 +204,54 @@ class LoopRunners:
                 self._options.loop_timeout,
                 servers.tools_of if servers.specs else None,
             )
-        first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
-        self._model = first.model.model
-        self._spent += Spent(1)
+        strategy = warm_up_strategy(self.strategies.values())
+        loop = make(strategy=strategy, sinks=[self._warmed_up])
+        self._model = loop.model.model
+        # As long as it is not known what a loop spends, one alone may be under way.
+        whole = self._options.budget(self._model).by_spending
+        use, what = (loop.run, "loop") if whole else (loop.first_request, "request")
 
-        async def warm_up() -> None:
+        async def use_once() -> float:
+            seconds = 0.0
             for attempt in range(2):
+                self._spent += Spent(int(whole))
                 prompt = self._scenario.prompt.replace("{number}", str(attempt))
-                error = await supervised(
-                    partial(first.run, prompt), self._options.loop_timeout, Supervision()
-                )
+                began = time.monotonic()
+                error = await supervised(partial(use, prompt), self._options.loop_timeout, Supervision())
+                seconds = time.monotonic() - began
                 if error is None:
-                    return
+                    break
                 if not is_expected(error):
                     note_defect(error)
                 if isinstance(error, ProviderError):
                     if not attempt and may_pass(error):
-                        self._spent += Spent(1)
                         continue
                     if is_hopeless(error):
                         raise TargetError(str(error)) from error
-                _log.warning("the loop before the test failed: %s", error)
-                return
+                    self._first_failure = error.error_type
+                _log.warning("the %s before the test failed: %s", what, error)
+                break
+            tape = Tape(self._scenario, self._options.seed)
+            return seconds if whole else loop_seconds_after(seconds, tape, strategy.limit != 1)
 
-        return warm_up
+        return use_once
 
-    async def _make_direct(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_direct(self, user_class: str, sinks: Sequence[Sink]) -> FirstUse:
         made = await direct_agents(self._options, self.strategies, sinks, self._redact)
         for spec, agent in made.agents.items():
             self._runners[user_class, spec] = agent
         self._direct = (made.server,)
 
-        async def call_once() -> None:
+        async def call_once() -> float:
+            began = time.monotonic()
             self._first_failure = await made.first([self._warmed_up])
             if self._first_failure is not None:
                 _log.warning("the call before the test failed: %s", self._first_failure)
+            return time.monotonic() - began
 
         return call_once
 
-    async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstUse:
         self._model = self._options.model or ""
         self._undo += [carry_context_into_threads(), look_at_answers()]
         made: dict[str, CustomAgent] = {}
@@ -255,8 +272,8 @@ class LoopRunners:
                 self._spent += Spent(1)
                 return await agent.first(nowhere, [self._warmed_up])
 
-        async def check_all() -> None:
-            specs = self._options.strategies
+        async def check_all() -> float:
+            specs, began = self._options.strategies, time.monotonic()
             firsts = await asyncio.gather(*(check(made[spec.text]) for spec in specs))
             mixed = any(first.trace.foreign for first in firsts)
             self._checks += merged(
@@ -266,6 +283,7 @@ class LoopRunners:
                     for one in judged(spec, self._seen(loaded, first, mixed), self._share)
                 ]
             )
+            return time.monotonic() - began
 
         return check_all
 
@@ -355,11 +373,15 @@ def preload(options: LoadOptions) -> None:
     What cannot be imported is said where it is used.
     """
     if options.agent is None and not options.direct:
-        with contextlib.suppress(Exception):
-            from profiler import providers
+        gc.disable()  # classes that stay: a collector would only walk through them, again and again
+        try:
+            with contextlib.suppress(Exception):
+                from profiler import providers
 
-            if options.client == "sdk":
-                getattr(providers, providers.PROVIDERS[options.provider].model_class)
+                if options.client == "sdk":
+                    getattr(providers, providers.PROVIDERS[options.provider].model_class)
+        finally:
+            gc.enable()
 
 
 def may_pass(error: ProviderError) -> bool:

@@ -61,6 +61,11 @@ class Budget:
         said = spent.replies - spent.unknown_replies
         return known * spent.replies / said if spent.unknown_replies and said else known
 
+    @property
+    def by_spending(self) -> bool:
+        """Whether a limit is on what loops spend, which is not known before one has run."""
+        return any(resource != "loops" for resource in self.limits)
+
     def room(self, spent: Spent, under_way: int) -> tuple[int, Resource | None]:
         """How many more loops may begin, and the limit that allows the fewest (None without limits).
 

@@ -68,7 +68,7 @@ class Emulators:
         return self._target
 
     def _start_calibrating(self) -> EmulatorProcess:
-        if self._calibrating is None:
+        if self._calibrating is None or self._calibrating.poll() is not None:
             self._calibrating = start_emulator(CALIBRATION_SCENARIO, waits=False)
         return self._calibrating
 
@@ -102,14 +102,13 @@ class Emulators:
 
     @contextmanager
     def for_calibration(self) -> Iterator[str]:
-        """The URL of an emulator without latency: the target if it is one, else one for as long as this."""
+        """The URL of an emulator without latency: the target if it is one, else one that waits until it is
+        needed again.
+        """
         if self._target is not None and self._is_without_latency:
             yield self._target.url
-            return
-        try:
+        else:
             yield self._start_calibrating().url
-        finally:
-            self._stop_calibrating()
 
     def ended(self) -> str | None:
         """In words, how an emulator that ought to run has ended; None while all run."""

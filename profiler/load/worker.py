@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,7 @@ class Worker:
         self._runners: LoopRunners | None = None
         self._prepared: tuple[object, Ready] | None = None
         self._options: LoadOptions | None = None
+        self._has_built_in = False
         self._trial: RunningTrial | None = None
         self._sequence = 0
         # Loops that ended while the lease did not hold: of a worker that is dismissed they do not count.
@@ -144,7 +146,8 @@ class Worker:
             if message.options.direct:
                 late = f"{message.root}: the first call did not end within {PREPARE_SECONDS:g} s"
                 return Ready(late, TargetError.exit_code)
-            late = f"{shown_url(message.root)}: the first loop did not end within {PREPARE_SECONDS:g} s"
+            first = "first request was not answered" if self._has_built_in else "first loop did not end"
+            late = f"{shown_url(message.root)}: the {first} within {PREPARE_SECONDS:g} s"
             return Ready(f"{late}; try a single one: profiler run --base-url ...", TargetError.exit_code)
         except asyncio.CancelledError:
             return None
@@ -238,17 +241,17 @@ class Worker:
                 task.cancel()
 
     def measure_client(self, message: MeasureClient) -> ClientMeasured:
-        """Measure the client that the loops did not use. Nothing may run meanwhile."""
+        """Measure what a request costs through these clients. Nothing may run meanwhile."""
         options = self._options
         assert options is not None
-        other = options.other_client
-        try:
-            return ClientMeasured(
-                self._loop_thread().run(lambda: request_cpu(options, message.server, other), PREPARE_SECONDS)
-            )
-        except Exception as error:  # such as an SDK that is too old; the leader waits for an answer
-            _log.info("the client %s cannot be measured: %s", other, describe(error))
-            return ClientMeasured(None)
+        found: dict[str, float] = {}
+        for client in message.clients if self._has_built_in else ():
+            measure = partial(request_cpu, options, message.server, client)
+            try:
+                found[client] = self._loop_thread().run(measure, PREPARE_SECONDS)
+            except Exception as error:  # such as an SDK that is too old; the leader waits for an answer
+                _log.info("the client %s cannot be measured: %s", client, describe(error))
+        return ClientMeasured(tuple(found.items()))
 
     def pulse(self) -> Pulse | None:
         """How the trial under way stands; None when there is none, or this process is leaving."""
@@ -334,9 +337,7 @@ class Worker:
             user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))
             for user_class, factory in self._factories().items()
         }
-        calibration = None
-        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
-            calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
+        server = None if remote else message.calibration  # it listens on loopback alone
         if options.direct:  # no model's server, and no tools beside it
             tools_root = ""
         else:
@@ -344,15 +345,12 @@ class Worker:
             use_tools_at(tools_root)
         share = message.workers if options.share_limit else 1
         runners = LoopRunners(options, message.root, tools_root, scenario, share, says=message.worker == 0)
-        ready = thread.run(lambda: self._make(runners, agents), PREPARE_SECONDS)
+        self._has_built_in = not options.direct and None in agents.values()
+        ready = thread.run(lambda: self._make(runners, agents, server), PREPARE_SECONDS)
         # Locust, the SDKs and pydantic stay: collections during the test need not look at them.
         gc.collect()
         gc.freeze()
-        if calibration is not None and not options.direct and None in agents.values():
-            assert server is not None
-            used = thread.run(lambda: request_cpu(options, server, options.client), PREPARE_SECONDS)
-            calibration = replace(calibration, request_cpu=used)
-        return replace(ready, metrics_port=metrics_port, calibration=calibration)
+        return replace(ready, metrics_port=metrics_port)
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> int | None:
         """Serve this process's metrics; returns the port."""
@@ -446,8 +444,17 @@ class Worker:
         else:
             self._withheld.append(record)
 
-    async def _make(self, runners: LoopRunners, agents: Mapping[str, LoadedAgent | None]) -> Ready:
+    async def _make(
+        self, runners: LoopRunners, agents: Mapping[str, LoadedAgent | None], server: str | None
+    ) -> Ready:
+        """Make what runs loops, and warm it up; calibrate this client against `server`, if there is one."""
+        options = self._options
+        assert options is not None
         await self._close_clients()
+        # An agent of the user's own may change what our client runs in; and that of a server, while it waits
+        # for its first answer, which may take long, takes nothing from a calibration.
+        apart = options.direct or any(agents.values())
+        calibration = await calibrate(options, server) if server is not None and apart else None
         self._thread_id = unpatched(_thread, "get_ident")()
         self._runners = runners
         sinks: list[Sink] = [_TrialSink(self)]
@@ -455,7 +462,15 @@ class Worker:
             sinks.append(self._metrics)
             for spec, strategy in runners.strategies.items():
                 self._metrics.watch_limit(spec, strategy)
-        return await runners.make(agents, sinks)
+        await runners.make(agents, sinks)
+        if server is None or apart:
+            return replace(await runners.warm_up(), calibration=calibration)
+        calibrating = asyncio.create_task(calibrate(options, server))
+        try:
+            ready = await runners.warm_up()
+            return replace(ready, calibration=await calibrating)
+        finally:
+            calibrating.cancel()
 
     async def _close_clients(self) -> None:
         from profiler.scenarios.tools import close_tool_clients

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +32,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.plan import PlannedTrial
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
+from profiler.providers import ClientName
 from profiler.records import Clock
 from profiler.rundir import Anchor, Check, ClientCapacity, McpServer, Spent
 from profiler.scenarios import load_scenario
@@ -111,7 +111,7 @@ class Workers:
     """All workers, prepared for one set of options and one target, and led through trials.
 
     Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds` is the
-    longest that a worker took for its first loop, `checks` what first loops showed, `mcp_servers` whose tools
+    longest that a worker thinks a loop takes, `checks` what first loops showed, `mcp_servers` whose tools
     the loops have, `model` the name of the model they use, `capacity` what they did in their calibration,
     `metrics_ports` where each serves /metrics, `grants` what they have spent and may still spend.
     `calibration` opens the server that they are calibrated against.
@@ -166,7 +166,7 @@ class Workers:
             self._heard_ready(worker, answer, options)
         if self._calibrated:
             requests = 1 if options.direct else CALIBRATION_REQUESTS
-            self.capacity = _capacity(self._calibrated.values(), requests, options.client)
+            self.capacity = _capacity(self._calibrated.values(), requests)
         return [worker for worker in workers if worker in self._prepared]
 
     def begin(
@@ -228,21 +228,19 @@ class Workers:
             lost = (f"{lost[0]}; {str(self._shortage) or at_the_end}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
-    def measure_other_client(self, options: LoadOptions) -> None:
-        """After the last trial: have a worker measure the client that the loops did not use."""
+    def measure_clients(self, clients: Sequence[ClientName]) -> None:
+        """After the last trial: have a worker measure what a request costs through each of these clients."""
         capacity = self.capacity
         workers = [worker for worker in self.transport.workers() if worker in self._calibrated]
-        if capacity is None or not capacity.request_cpu or not workers:
+        if capacity is None or not workers:
             return
         self._measured = self._answers()
         with self._calibration() as server:
             if server is None:
                 return
-            self.transport.send(MeasureClient(server), workers[0])
+            self.transport.send(MeasureClient(server, tuple(clients)), workers[0])
             for answer in self._measured.wait(workers[:1], PREPARE_SECONDS).values():
-                if answer.request_cpu is not None:
-                    cost = {**capacity.request_cpu, options.other_client: answer.request_cpu}
-                    self.capacity = replace(capacity, request_cpu=cost)
+                self.capacity = replace(capacity, request_cpu=dict(answer.request_cpu))
 
     def cut(self) -> None:
         """Have all loops under way cancelled, on every worker."""
@@ -353,8 +351,9 @@ class Workers:
     def _check_warm_up(self, options: LoadOptions, workers: int) -> None:
         """Refuse a limit that the first loops alone would pass: they are paid for too."""
         left = None if options.max_loops is None else options.max_loops - self.grants.total.loops
-        needed = workers * (1 if options.agent is None else len(options.strategies))
-        if left is not None and workers and left < needed:
+        built_in = int(self.grants.budget.by_spending)
+        needed = workers * (built_in if options.agent is None else len(options.strategies))
+        if left is not None and left < needed:
             raise UsageError(
                 f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {needed}"
             )
@@ -405,16 +404,14 @@ class _Answers(Generic[A]):
         return {worker: self._given[worker] for worker in workers if worker in self._given}
 
 
-def _capacity(calibrated: Collection[Calibration], requests: int, client: str) -> ClientCapacity:
+def _capacity(calibrated: Collection[Calibration], requests: int) -> ClientCapacity:
     """The capacity of all workers together, at least one of which was calibrated; `requests` of a loop."""
     rate = sum(one.loops / one.seconds for one in calibrated)
-    costs = [one.request_cpu for one in calibrated if one.request_cpu is not None]
     return ClientCapacity(
         agents=sum(one.agents for one in calibrated),
         loops_per_second=rate,
         requests_per_second=rate * requests,
         seconds=max(one.lone_seconds for one in calibrated),
-        request_cpu={client: statistics.median(costs)} if costs else {},
     )
 
 
@@ -426,10 +423,10 @@ def _check_usage(options: LoadOptions, warmed_up: Spent, failure: str | None) ->
             continue
         if failure is not None:
             raise TargetError(
-                f"{option}: the first loop failed ({failure}), so whether the target names tokens is "
+                f"{option}: the first request failed ({failure}), so whether the target names tokens is "
                 "not known; try again, or use --max-requests"
             )
         raise UsageError(
-            f"{option}: the target's reply to the first loop names no tokens, so they cannot be counted; "
+            f"{option}: the target's first reply names no tokens, so they cannot be counted; "
             "use --max-requests"
         )

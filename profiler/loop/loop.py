@@ -146,6 +146,19 @@ class ToolLoop:
         finally:
             running.open = False
 
+    async def first_request(self, prompt: str | Sequence[Message]) -> Reply:
+        """Only what a loop first asks the model, as before a load: nothing is run, and nothing recorded.
+
+        Raises `ProviderError`.
+        """
+        probe = Probe(self.recorder.clock, began_ns=self.recorder.clock())
+        options = RequestOptions(self._tool_choice, self._parallel, stream=self.stream)
+        token = current_probe.set(probe)
+        try:
+            return await self.model.request(self.model.conversation(prompt), self._rendered, options, probe)
+        finally:
+            current_probe.reset(token)
+
 
 MAX_PAUSES = 10
 """Interruptions of one turn (Anthropic's `pause_turn`) after which the loop goes on."""

@@ -1,8 +1,7 @@
-"""A load test while it runs: its live view, and the running totals that Locust's page shows.
+"""The live view of a load test: lines redrawn on a terminal, else a plain line every few seconds.
 
-The live view is three lines redrawn on a terminal, else a plain line every few seconds: `rundir.Progress`,
-and a rolling p95 of the records as they are written. It goes to standard error: standard output belongs to
-results.
+They show `rundir.Progress`, and a rolling p95 of the records as they are written. They go to standard error:
+standard output belongs to results. It is drawn before anything else is imported, so it imports little.
 """
 
 from __future__ import annotations
@@ -10,28 +9,20 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from array import array
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
-import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from profiler import palette
-from profiler.anatomy import PHASES, loop_phases, server_tool_runs
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
-from profiler.report.terminal import use_color
-from profiler.report.text import clean, duration, number, percent
-from profiler.rundir import RECORDS, Follower, Progress, appended
-from profiler.statistics.caveats import replied
-from profiler.statistics.verdicts import no_tool_calls
+from profiler.report.text import clean, duration, number, percent, use_color
+from profiler.rundir import RECORDS, Progress, appended
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -43,9 +34,13 @@ ROLLING_SECONDS = 10.0
 FEWEST_LOOPS = 20
 """With fewer loops in the last `ROLLING_SECONDS` no p95 is shown."""
 
+DRAWN_PER_SECOND = 8
+"""How often the terminal is drawn anew while a step is under way, which shows its time."""
+
 MOST_BYTES = 4_000_000
 """Bytes of records read at each look; where more have come, only the last ones are read."""
 
+_LINE_WIDTH = 2000
 _NAME_WIDTH = 40
 _BAR_WIDTH = 40
 
@@ -122,8 +117,12 @@ class LiveView:
         width: int | None = None,
         *,
         direct: bool = False,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._direct = direct
+        self._now = now
+        self._step: Progress | None = None
+        self._lines: tuple[str, ...] = ()
         self._stream = stream
         self._quiet = quiet
         self._color = use_color(stream, environment)
@@ -138,6 +137,11 @@ class LiveView:
         self._shown: tuple[str, int] = ("", 0)
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Begin to draw on a terminal, or again."""
         if self._redraws:
             console = Console(
                 file=self._stream,
@@ -149,15 +153,29 @@ class LiveView:
                 width=self._width,
                 _environ=self._environment,
             )
-            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._drawn)
             self._live.start()
-        return self
+            self._over = threading.Event()
+            self._ticking = threading.Thread(target=self._tick, args=(self._live, self._over), daemon=True)
+            self._ticking.start()
+
+    def _tick(self, live: Live, over: threading.Event) -> None:
+        """Draw a step's time as it goes by; what is measured is drawn once a second, as it comes."""
+        while not over.wait(1 / DRAWN_PER_SECOND):
+            if self._step is not None:
+                live.refresh()
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take away what is drawn. What is said then is printed as it is."""
         with self._lock:
             live, self._live = self._live, None
-            if live is not None:
-                live.stop()
+        if live is not None:
+            self._over.set()
+            self._ticking.join()
+            live.stop()
 
     def say(self, line: str) -> None:
         """Write a line that stays, above what is redrawn."""
@@ -165,28 +183,45 @@ class LiveView:
             return
         with self._lock:
             if self._live is not None:
-                self._live.console.print(Text(clean(line, 400)))
+                self._live.console.print(Text(clean(line, _LINE_WIDTH)))
             else:
-                print(clean(line, 400), file=self._stream, flush=True)
+                print(clean(line, _LINE_WIDTH), file=self._stream, flush=True)
 
     def watch(self, progress: Progress) -> None:
         """Show a moment of the run."""
         if self._quiet:
             return
         with self._lock:
-            rate = self._rolling.per_second(progress)
-            tail = self._rolling.p95(progress.directory)
-            figures = figures_of(progress, rate, tail, "calls" if self._direct else "loops")
-            if self._rolling.answered >= FEWEST_LOOPS and not self._rolling.calls:
-                figures.insert(0, "no tool call was asked for")
-            if self._live is not None:
-                head, said = headline(progress, self._direct), " · ".join(figures)
-                self._live.update(
-                    Group(Text(head, style="bold"), Text(bar(progress)), Text(said)), refresh=True
-                )
-            elif self._is_due(progress):
-                line = f"{headline(progress, self._direct)}: {', '.join(figures)}"
-                print(line, file=self._stream, flush=True)
+            head = headline(progress, self._direct)
+            if progress.step:
+                self._step = progress
+                if self._live is None and self._is_due(progress):
+                    print(head, file=self._stream, flush=True)
+            else:
+                figures = self._figures(progress)
+                self._lines, self._step = (head, bar(progress), " · ".join(figures)), None
+                if self._live is None and self._is_due(progress):
+                    print(f"{head}: {', '.join(figures)}", file=self._stream, flush=True)
+            live = self._live
+        if live is not None:  # not under the lock: whoever draws holds one of the terminal's
+            live.refresh()
+
+    def _figures(self, progress: Progress) -> list[str]:
+        rate = self._rolling.per_second(progress)
+        tail = self._rolling.p95(progress.directory)
+        figures = figures_of(progress, rate, tail, "calls" if self._direct else "loops")
+        if self._rolling.answered >= FEWEST_LOOPS and not self._rolling.calls:
+            figures.insert(0, "no tool call was asked for")
+        return figures
+
+    def _drawn(self) -> Group:
+        """What is on the terminal now. Called by the thread that draws, too."""
+        step = self._step
+        if step is None:
+            head, *rest = self._lines or ("",)
+            return Group(Text(head, style="bold"), *map(Text, rest))
+        seconds = max(0.0, self._now() - step.unix)
+        return Group(Text(f"{headline(step, self._direct)} · {seconds:.1f} s", style="bold"))
 
     def _is_due(self, progress: Progress) -> bool:
         """Whether a plain line is due: a phase has lasted a little, or the last line is some seconds old."""
@@ -207,6 +242,8 @@ def headline(progress: Progress, direct: bool = False) -> str:
     if progress.strategy and not direct:
         parts.append(clean(progress.strategy, _NAME_WIDTH))
     parts.append(progress.state)
+    if progress.step:
+        parts.append(progress.step)
     if progress.seconds_left is not None and progress.state != "finished":
         left = math.ceil(progress.seconds_left)
         parts.append(f"{left // 60}:{left % 60:02d} left")
@@ -234,164 +271,3 @@ def figures_of(progress: Progress, rate: float | None, tail: float | None, what:
         f"{progress.in_flight} in flight",
         f"lag {duration(progress.lag_seconds)}",
     ]
-
-
-# The totals of a run that is still going on, read from its directory as it grows.
-#
-# They are of all loops that have ended, warm-up and draining included, as in Locust's own statistics and
-# in Prometheus; which loops count is left to the report.
-
-
-NAME = 40
-"""Characters of a name that are shown."""
-MOST_TOOLS = 40
-"""Tools of each strategy that are shown: those with the most calls."""
-SLICE_BYTES = 200_000
-"""Bytes of records that are read at once, so that other greenlets get their turn in between."""
-HISTORY = 300
-"""Seconds of progress that are kept."""
-
-
-@dataclass(slots=True)
-class _Tool:
-    calls: int = 0
-    errors: int = 0
-    seconds: array[float] = field(default_factory=lambda: array("d"))
-    queue: array[float] = field(default_factory=lambda: array("d"))
-
-
-@dataclass(slots=True)
-class _Strategy:
-    loops: int = 0
-    failed: int = 0
-    incomplete: int = 0
-    asked: int = 0  # calls of tools, run or not
-    server_tools: int = 0
-    untimed_server_tools: int = 0
-    unreadable: int = 0
-    walls: array[float] = field(default_factory=lambda: array("d"))  # seconds, of answered loops
-    phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))  # nanoseconds
-    tools: dict[str, _Tool] = field(default_factory=dict)
-
-
-class RunningTotals:
-    """Totals of each strategy and tool of one run directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._offset = 0
-        self._strategies: dict[str, _Strategy] = {}
-        self._follower = Follower(directory)
-        self._progress: list[Progress] = []
-
-    def catch_up(self) -> Iterator[None]:
-        """Count what was written since; yields between slices, so that the caller can let others run."""
-        self._progress = [*self._progress, *self._follower.new()][-HISTORY:]
-        while True:
-            lines, self._offset = appended(self.directory / RECORDS, self._offset, SLICE_BYTES)
-            if not lines:
-                return
-            for line in lines:
-                with suppress(RecordError):  # the report complains about it
-                    self.add(decode(line))
-            yield
-
-    def add(self, record: LoopRecord) -> None:
-        """Count one loop that has ended."""
-        one = self._strategies.setdefault(record.strategy, _Strategy())
-        for round_ in record.rounds:
-            one.asked += len(round_.tool_calls) + round_.unobserved_calls
-            one.server_tools += len(round_.model.server_tools)
-            one.untimed_server_tools += len(round_.model.server_tools) - len(server_tool_runs(round_.model))
-            one.unreadable += round_.model.unreadable
-        for call in record.tool_calls:
-            tool = one.tools.setdefault(call.name, _Tool())
-            tool.calls += 1
-            tool.errors += call.failure is not None
-            if (waited_ns := call.waited_ns) is not None:
-                tool.queue.append(waited_ns / 1e9)
-            if (latency_ns := call.latency_ns) is not None:
-                tool.seconds.append(latency_ns / 1e9)
-        if record.nested:
-            return
-        one.loops += 1
-        one.failed += not record.good
-        one.incomplete += record.outcome == "incomplete"
-        if not record.answered:
-            return
-        one.walls.append(record.latency_ns / 1e9)
-        for phase, ns in loop_phases(record).items():
-            one.phases[phase] += ns
-
-    def data(self) -> dict[str, Any]:
-        """Plain data: `progress` (a point a second), `now` (the last of them), `strategies`, `tools`.
-
-        Times are in seconds, phases mean seconds a loop; quantiles are defined as in the summary.
-        """
-        return {
-            "progress": [
-                {"unix": p.unix, "waiting": p.waiting, "in_flight": p.in_flight, "lag": p.lag_seconds}
-                for p in self._progress
-            ],
-            "now": _moment(self._progress[-1]) if self._progress else None,
-            "strategies": [
-                {
-                    "name": clean(name, NAME),
-                    "colour": palette.strategy_colour(name),
-                    "loops": one.loops,
-                    "failed": one.failed,
-                    "incomplete": one.incomplete,
-                    "p50": _quantile(one.walls, 0.5),
-                    "p95": _quantile(one.walls, 0.95),
-                    "phases": {
-                        phase: ns / 1e9 / len(one.walls) if one.walls else 0.0
-                        for phase, ns in one.phases.items()
-                    },
-                }
-                for name, one in self._strategies.items()
-            ],
-            "tools": [
-                {
-                    "name": clean(name, NAME),
-                    "strategy": clean(strategy, NAME),
-                    "colour": palette.strategy_colour(strategy),
-                    "calls": tool.calls,
-                    "errors": tool.errors,
-                    "p50": _quantile(tool.seconds, 0.5),
-                    "p95": _quantile(tool.seconds, 0.95),
-                    "queue_p95": _quantile(tool.queue, 0.95),
-                }
-                for strategy, one in self._strategies.items()
-                for name, tool in sorted(one.tools.items(), key=lambda item: -item[1].calls)[:MOST_TOOLS]
-            ],
-        }
-
-    def notes(self) -> Iterator[str]:
-        """What to know before reading the figures, in sentences."""
-        every = self._strategies.values()
-        loops, answered = sum(one.loops for one in every), sum(len(one.walls) for one in every)
-        unreadable = sum(one.unreadable for one in every)
-        if answered >= FEWEST_LOOPS and not any(one.asked for one in every):
-            tools = sum(one.server_tools for one in every)
-            yield no_tool_calls(loops, tools, unreadable, "there is nothing to run in parallel")
-        for caveat in replied(unreadable, sum(one.untimed_server_tools for one in every)):
-            yield caveat.sentence
-
-
-def _moment(progress: Progress) -> dict[str, Any]:
-    return {
-        "state": progress.state,
-        "strategy": clean(progress.strategy, NAME),
-        "block": progress.block,
-        "blocks": progress.blocks,
-        "users": progress.users,
-        "in_flight": progress.in_flight,
-        "waiting": progress.waiting,
-        "lag": progress.lag_seconds,
-        "left": progress.seconds_left,
-        "limited": progress.rate_limited,
-    }
-
-
-def _quantile(values: array[float], p: float) -> float | None:
-    return float(np.quantile(np.frombuffer(values), p)) if values else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -36,11 +35,6 @@ SURVIVORS = (
 """Beside figures that leave out loops that failed, or count calls that failed at once as fast ones."""
 _NAMED_SHARE = 0.01
 """Phases with a smaller share of a loop are not named."""
-
-
-def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
-    """Whether to write colours: on a terminal, unless `NO_COLOR` is set to anything (no-color.org)."""
-    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def render_comparison(

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
+from typing import IO
 
 _LONGEST = 60
 _LONGEST_MESSAGE = 600
+
+
+def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
+    """Whether to write colours: on a terminal, unless `NO_COLOR` is set to anything (no-color.org)."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:

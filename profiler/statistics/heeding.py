@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from profiler.statistics.figures import AgentCalls, StrategySummary
+from typing import TYPE_CHECKING
+
 from profiler.strategies import StrategySpec
+
+if TYPE_CHECKING:  # a load test's processes ask before they need any statistics
+    from profiler.statistics.figures import AgentCalls, StrategySummary
 
 AROUND_SHARE = 0.05
 """The share of the calls that may go around a limiter of something else than calls at once."""

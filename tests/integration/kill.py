@@ -227,7 +227,7 @@ def _by_role(parent: int, mark: str) -> dict[Victim, list[int]]:
         command = _command(pid)
         if "-m profiler.emulator" in command:
             found["emulator"].append(pid)
-        elif "-m locust" in command:
+        elif "/locust/start.py" in command:
             found["locust" if its_parent == parent else "worker"].append(pid)
     return found
 

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from profiler.emulator.process import start_emulator
 from profiler.errors import Interrupted, ProfilerError, RecordError, TargetError, Terminated, UsageError
-from profiler.load import experiment
+from profiler.load import experiment, locust_process
 from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.locust_process import started_locust
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import SETTLED
 from profiler.rundir import Incident, Progress, RunDirectory, encode_progress
 from profiler.strategies import parse_strategies
+from tests.integration.kill import journal
 from tests.integration.locust_process import MARK, ROOT, Locust, check_trials, locust, wait_until
 
 
@@ -76,6 +79,82 @@ def test_blocks_of_every_strategy_on_the_same_tape(
     assert capfd.readouterr().out == ""
 
 
+ROUNDS = """
+description = "loops of three requests"
+prompt = "Trip {number}."
+
+[model]
+first_token = { kind = "constant", value = 0.1 }
+tokens_per_second = { kind = "constant", value = 0 }
+
+[loop]
+rounds = { kind = "constant", value = 2 }
+fan_out = { kind = "constant", value = 2 }
+
+[tools.get_weather]
+path = "/tools/weather"
+description = "Weather."
+duration = { kind = "constant", value = 0.2 }
+
+[tools.get_weather.parameters]
+type = "object"
+properties.city = { type = "string" }
+"""
+
+
+@pytest.mark.parametrize(("limit", "before"), [({}, 1), ({"max_requests": 1000}, 3)])
+def test_a_test_begins_after_one_request_unless_it_must_know_what_loops_spend(
+    tmp_path: Path, limit: dict[str, int], before: int
+) -> None:
+    scenario = tmp_path / "rounds.toml"
+    scenario.write_text(ROUNDS)
+    seen: list[Progress] = []
+    with start_emulator(str(scenario)) as emulator:
+        made = options(
+            tmp_path,
+            scenario=str(scenario),
+            base_url=emulator.url,
+            strategies=parse_strategies("gathered"),
+            calibration_seconds=0.1,
+            blocks=1,
+            **limit,
+        )
+        path = run_experiment(Experiment(made, users=2, seconds=1.0), watch=seen.append)
+        asked = journal(emulator.url)
+    assert len([entry for entry in asked if entry["trial"] is None]) == before
+    run, loops = RunDirectory.open(path).load(), len(list(RunDirectory.open(path).records()))
+    assert run.spent is not None
+    assert (run.spent.requests, run.spent.loops) == (len(asked), loops + (before == 3))
+    # What a loop is thought to take: three requests, and the tools of two rounds.
+    assert run.loop_seconds is not None
+    assert 0.7 <= run.loop_seconds < 3.0
+    assert [progress.step for progress in seen if progress.step] == [
+        "starting Locust",
+        "importing what sends the requests",
+        "asking the model once, measuring this client alone",
+    ]
+    assert [progress.unix for progress in seen] == sorted(progress.unix for progress in seen)
+    assert (seen[2].state, seen[3].step) == ("preparing", "")
+    assert run.capacity is not None
+    assert set(run.capacity.request_cpu) == {"sdk", "lean"}  # measured when the load is over
+
+
+def test_locust_that_is_told_nothing_is_gone_at_once() -> None:
+    with started_locust(own_agent=False) as waiting:
+        process = waiting._process
+        assert process.poll() is None
+    assert process.poll() == -signal.SIGKILL
+    alone = subprocess.run(
+        [sys.executable, "-P", str(locust_process.START)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,  # as when whoever started it has gone
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (alone.returncode, alone.stdout, alone.stderr) == (0, b"", b"")
+
+
 def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs --allow-remote"):
         run_experiment(Experiment(options(tmp_path, base_url="https://api.example.com")))
@@ -110,8 +189,9 @@ def test_nothing_that_fails_at_a_look_at_the_run_stops_the_next_look_or_the_earl
 
     over = threading.Event()
     over.set()
-    experiment._follow(RunDirectory(tmp_path), watch, enough, over, said.append)
-    assert looks == [1, 2, 3, 4]
+    first = Progress(0.0, "preparing", step="starting Locust")
+    experiment._follow(RunDirectory(tmp_path), first, watch, enough, over, said.append)
+    assert looks == [0, 1, 2, 3, 4]
     assert (tmp_path / SETTLED).exists()
     assert said == [
         "the live view failed, and is tried again: BrokenPipeError: the terminal is gone",
@@ -132,11 +212,11 @@ def test_nothing_that_fails_at_a_look_at_the_run_stops_the_next_look_or_the_earl
 )
 def test_locust_that_was_ended_before_anything_had_begun(code: int, kind: type[Interrupted]) -> None:
     with pytest.raises(Interrupted) as raised:
-        experiment._explain(code, deque(["KeyboardInterrupt"]))
+        locust_process._explain(code, deque(["KeyboardInterrupt"]))
     assert type(raised.value) is kind
     told = Terminated(signal.SIGHUP)
     with pytest.raises(Interrupted) as raised:
-        experiment._explain(code, deque(), told)
+        locust_process._explain(code, deque(), told)
     assert raised.value is told
 
 
@@ -197,13 +277,13 @@ TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30
         (
             -9,
             ["[x] vm/WARNING/profiler.load.workers: a worker left"],
-            experiment.LeaderKilledError,
+            locust_process.LeaderKilledError,
             "the load test's leader was killed by signal 9 (SIGKILL: by hand, or by a system out of memory)",
         ),
         (
             -11,
             [],
-            experiment.LeaderKilledError,
+            locust_process.LeaderKilledError,
             "the load test's leader was killed by signal 11 (SIGSEGV)",
         ),
         (-200, [], ProfilerError, "the load test failed (exit code -200): it said nothing"),
@@ -211,7 +291,7 @@ TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30
 )
 def test_what_an_exit_code_means(code: int, said: list[str], kind: type[ProfilerError], message: str) -> None:
     with pytest.raises(ProfilerError) as raised:
-        experiment._explain(code, deque(said))
+        locust_process._explain(code, deque(said))
     assert type(raised.value) is kind
     assert str(raised.value) == message
 

@@ -138,7 +138,8 @@ def test_a_capped_open_load_shows_the_backlog(tmp_path: Path) -> None:
     ]
     assert max(progress.waiting for progress in seen) > 20
     assert {progress.state for progress in seen} >= {"measuring", "draining", "finished"}
-    assert list(Follower(path).new()) == seen
+    # The first says that Locust is started, before there is a file.
+    assert list(Follower(path).new()) == seen[1:]
     assert (path / PROGRESS).is_file()
 
 

@@ -56,7 +56,8 @@ def checked(target: str, function: str, strategies: str = "gathered,semaphore:2"
     async def main() -> tuple[Check, ...]:
         runners = LoopRunners(options, target, target, load_scenario("fanout"))
         try:
-            return (await runners.make({"Agent": load_agent(f"{MODULE}:{function}")}, [])).checks
+            await runners.make({"Agent": load_agent(f"{MODULE}:{function}")}, [])
+            return (await runners.warm_up()).checks
         finally:
             await runners.close()
 

@@ -113,10 +113,13 @@ def test_emulators_of_a_test_start_together_and_are_waited_for_where_they_are_as
         with emulators.for_calibration() as url:
             assert url == calibrating.url != target.url
             assert is_emulator(url)
-        assert ended(calibrating)
-        assert not ended(target)
-        with emulators.for_calibration() as again:  # after the last trial, for the other client
+        with emulators.for_calibration() as again:  # after the last trial: it has waited for that
+            assert again == url
+        calibrating.stop()
+        with emulators.for_calibration() as again:  # one that was killed meanwhile is replaced
             assert is_emulator(again)
+            assert emulators._calibrating is not calibrating
+        assert not ended(target)
         emulators.begin(LoadOptions(scenario="instant"))
         assert ended(target)
         assert emulators._calibrating is None  # its own target will do

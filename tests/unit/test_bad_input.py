@@ -20,6 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ class Started(BaseException):
 def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from profiler.collector import server as collector
     from profiler.emulator import process, server
-    from profiler.load import direct, experiment
+    from profiler.load import direct, experiment, locust_process
     from profiler.proxy import service
 
     def started(*_: Any, **__: Any) -> Any:
@@ -70,7 +71,9 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "_run", lambda coroutine: (coroutine.close(), started()))
     monkeypatch.setattr(collector, "run", started)
     monkeypatch.setattr(service, "run", lambda coroutine: (coroutine.close(), started()))
-    monkeypatch.setattr(experiment, "_locust", started)
+    waiting = SimpleNamespace(begin=started, started=0.0)  # a Locust process that is told nothing
+    for module in (locust_process, experiment):
+        monkeypatch.setattr(module, "started_locust", lambda *_, **__: contextlib.nullcontext(waiting))
     monkeypatch.setattr(direct, "connector", started)
     monkeypatch.setattr("webbrowser.open", lambda _: True)
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,11 +18,18 @@ import pytest
 
 from profiler.cli import main
 from profiler.errors import TargetError
-from profiler.load import experiment
+from profiler.load import experiment, locust_process
 from profiler.load.experiment import Experiment
 from profiler.records import INTERNAL, encode
 from profiler.rundir import ClientHealth, Incident, IncidentKind, RunDirectory
 from tests.unit.statistics_data import loop, run, trial
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of Locust's is started; `run_experiment` is replaced where it would tell one what to run."""
+    waiting = contextlib.nullcontext(SimpleNamespace(started=0.0))
+    monkeypatch.setattr(locust_process, "started_locust", lambda *_, **__: waiting)
 
 
 def record(

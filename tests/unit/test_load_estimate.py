@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from profiler.emulator.tape import Tape
-from profiler.load.estimate import SAMPLE, estimate_load, loop_seconds, rounded, sample_spent
+from profiler.load.estimate import (
+    SAMPLE,
+    estimate_load,
+    loop_seconds,
+    loop_seconds_after,
+    rounded,
+    sample_spent,
+)
 from profiler.load.options import LoadOptions
 from profiler.scenarios import load_scenario, parse_scenario
 from profiler.strategies import parse_strategies
@@ -38,6 +45,9 @@ def test_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
     tape = Tape(WORK, 1)
     assert loop_seconds(tape, at_once=True) == pytest.approx(3 * 0.2 + 2 * 0.5)
     assert loop_seconds(tape, at_once=False) == pytest.approx(3 * 0.2 + 8 * 0.5)
+    # Of a server whose first answer took a second:
+    assert loop_seconds_after(1.0, tape, at_once=True) == pytest.approx(3 * 1.0 + 2 * 0.5)
+    assert loop_seconds_after(1.0, tape, at_once=False) == pytest.approx(3 * 1.0 + 8 * 0.5)
 
 
 def test_estimate_counts_in_every_request_what_was_said_before() -> None:
@@ -64,7 +74,7 @@ def test_estimate_has_the_scenarios_caches_and_reasoning_only_where_the_model_is
 def test_plan_on_this_machine_is_one_line_without_a_cost() -> None:
     options = LoadOptions(strategies=parse_strategies("gathered,sequential"))
     (line,) = estimate_load(options, 8, 16.0, 1, WORK, remote=False).lines()
-    # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and the first loop
+    # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and one for what warms up
     assert line == (
         "plan: 2 strategies, 32 s of measuring with 8 agents on the embedded emulator: "
         "about 110 loops, 330 requests"

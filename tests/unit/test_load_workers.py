@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -29,6 +28,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.plan import PlannedTrial
 from profiler.load.workers import Workers
 from profiler.rundir import ClientCapacity, ClientHealth, Spent
+from profiler.strategies import parse_strategies
 
 OPTIONS = LoadOptions(drain_seconds=0.0)
 ROOT = "http://127.0.0.1:1"
@@ -89,7 +89,7 @@ class Connected:
         self.sent: list[tuple[str, ToWorker]] = []
         self.answer = Ready(model="m", spent=Spent(1, 2, 30, 4))
         self.drained = Drained(0, 2, 9, 10, 1, 0, 9, Spent(0, 27))
-        self.other_client: float | None = 0.0001
+        self.request_cpu: tuple[tuple[str, float], ...] = ()
         self.mute: set[str] = set()
         self.user_count = 0
         self.wanted = 0
@@ -116,7 +116,7 @@ class Connected:
             seconds = 0.1 * (1 + message.worker)
             self.workers_of_test.ready(worker, replace(self.answer, loop_seconds=seconds))
         elif isinstance(message, MeasureClient):
-            self.workers_of_test.client_measured(worker, ClientMeasured(self.other_client))
+            self.workers_of_test.client_measured(worker, ClientMeasured(self.request_cpu))
         elif isinstance(message, Begin):
             self.drained = replace(self.drained, sequence=message.sequence)
         elif isinstance(message, End):
@@ -249,34 +249,32 @@ def emulator() -> Iterator[str]:
     yield "http://127.0.0.1:7"
 
 
-@pytest.mark.parametrize(("client", "other"), [("sdk", "lean"), ("lean", "sdk")])
-def test_client_that_was_not_used_is_measured_by_one_worker(client: Any, other: str) -> None:
-    there, options = Connected("a", "b", calibration=emulator), replace(OPTIONS, client=client)
+def test_clients_are_measured_by_one_worker() -> None:
+    there = Connected("a", "b", calibration=emulator)
     workers = there.workers_of_test
-    there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005, 0.002))
-    workers.prepare(options, ROOT)
-    assert workers.capacity == ClientCapacity(64, 400.0, 2000.0, 0.005, {client: 0.002})
-    workers.measure_other_client(options)
-    assert workers.capacity.request_cpu == {client: 0.002, other: 0.0001}
-    assert [(w, m.server) for w, m in there.sent if isinstance(m, MeasureClient)] == [
-        ("a", "http://127.0.0.1:7")
+    there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005))
+    workers.prepare(OPTIONS, ROOT)
+    assert workers.capacity == ClientCapacity(64, 400.0, 2000.0, 0.005, {})
+    there.request_cpu = (("lean", 0.0001), ("sdk", 0.002))
+    workers.measure_clients(("lean", "sdk"))
+    assert workers.capacity == ClientCapacity(64, 400.0, 2000.0, 0.005, {"lean": 0.0001, "sdk": 0.002})
+    assert [(w, m) for w, m in there.sent if isinstance(m, MeasureClient)] == [
+        ("a", MeasureClient("http://127.0.0.1:7", ("lean", "sdk")))
     ]
 
 
-@pytest.mark.parametrize("answer", [None, "none", "leaves"])
-def test_client_that_cannot_be_measured_is_left_out(answer: str | None) -> None:
-    """The loops are an agent's own; the SDK is missing; the worker leaves."""
+@pytest.mark.parametrize("answer", ["none", "leaves", "not calibrated"])
+def test_client_that_cannot_be_measured_is_left_out(answer: str) -> None:
+    """The loops are an agent's own, or no SDK is there; the worker leaves; nobody was calibrated."""
     there = Connected("a", calibration=emulator)
     workers = there.workers_of_test
-    used = None if answer is None else 0.002
-    there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005, used))
+    if answer != "not calibrated":
+        there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005))
     workers.prepare(OPTIONS, ROOT)
-    there.other_client = None
     there.mute = {"a"} if answer == "leaves" else set()
-    workers.measure_other_client(OPTIONS)
-    assert workers.capacity is not None
-    assert workers.capacity.request_cpu == ({} if used is None else {"sdk": 0.002})
-    assert there.told(MeasureClient) == ([] if answer is None else ["a"])
+    workers.measure_clients(("sdk",))
+    assert workers.capacity == (None if answer == "not calibrated" else ClientCapacity(32, 200, 1000, 0.005))
+    assert there.told(MeasureClient) == ([] if answer == "not calibrated" else ["a"])
 
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(3, TargetError), (2, UsageError), (1, ProfilerError)])
@@ -320,16 +318,20 @@ def test_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> No
 
 
 def test_limit_that_cannot_be_kept_is_refused() -> None:
+    """The first loops of an agent of the user's own are paid for; the built-in loop only asks once."""
+    options = LoadOptions(max_loops=1, agent="my_app:agent", strategies=parse_strategies("gathered"))
     with pytest.raises(UsageError, match="--max-loops 1: the first loops of 2 workers alone need 2"):
-        Connected("a", "b").workers_of_test.prepare(LoadOptions(max_loops=1), ROOT)
+        Connected("a", "b").workers_of_test.prepare(options, ROOT)
+    there = Connected("a", "b")
+    there.answer = Ready(spent=Spent(0, 1))
+    there.workers_of_test.prepare(LoadOptions(max_loops=1), ROOT)
+    assert there.workers_of_test.grants.total == Spent(0, 2)
 
 
 def test_tokens_that_the_target_does_not_name_cannot_be_limited() -> None:
     there = Connected("a")
     there.answer = Ready(spent=Spent(1, 2))
-    with pytest.raises(
-        UsageError, match="--max-tokens: the target's reply to the first loop names no tokens, so"
-    ):
+    with pytest.raises(UsageError, match="--max-tokens: the target's first reply names no tokens, so"):
         there.workers_of_test.prepare(LoadOptions(max_tokens=1000), ROOT)
 
 
@@ -346,7 +348,7 @@ def test_tokens_that_only_some_replies_name_can_be_limited() -> None:
 def test_first_loop_that_failed_does_not_show_whether_the_target_names_tokens() -> None:
     there = Connected("a")
     there.answer = Ready(spent=Spent(1, 2), first_failure="http_503")
-    with pytest.raises(TargetError, match=r"--max-cost: the first loop failed \(http_503\), so whether"):
+    with pytest.raises(TargetError, match=r"--max-cost: the first request failed \(http_503\), so whether"):
         there.workers_of_test.prepare(LoadOptions(max_cost=1.0, price="1/1"), ROOT)
 
 

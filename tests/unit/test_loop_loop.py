@@ -130,6 +130,26 @@ def test_max_rounds_are_followed_by_one_request_that_cannot_call_tools():
     assert [options.answer_only for _, _, options in model.requests] == [False, False, True]
 
 
+def test_first_request_is_asked_as_by_a_loop_and_nothing_follows():
+    records: list[LoopRecord] = []
+
+    async def main(clock):
+        model = ScriptedModel(three(300), seconds=0.1)
+        loop = ToolLoop(
+            model, [wait], clock=clock, sinks=[records.append], stream=True, tool_choice="required"
+        )
+        began = clock()
+        reply = await loop.first_request("go")
+        return reply, clock() - began, model
+
+    reply, taken_ns, model = run_virtual(main)
+    assert [one.name for one in reply.calls] == ["wait"]
+    assert (taken_ns, records) == (100 * MS, [])
+    ((messages, _, options),) = model.requests
+    assert messages == [{"role": "user", "content": "go"}]
+    assert (options.stream, options.tool_choice, options.answer_only) == (True, "required", False)
+
+
 @tool
 def broken() -> str:
     raise KeyError("no such key")

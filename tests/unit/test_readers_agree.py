@@ -43,7 +43,8 @@ from profiler.records import (
 )
 from profiler.report.html.charts import course
 from profiler.report.html.data import gather
-from profiler.report.live import Rolling, RunningTotals
+from profiler.report.live import Rolling
+from profiler.report.running import RunningTotals
 from profiler.rundir import Progress, RunDirectory, Trial
 from profiler.statistics.summary import summarise
 from profiler.statistics.table import NONE, tabulate

@@ -21,7 +21,7 @@ from profiler.exporters.prometheus import MAX_PROVIDERS, OTHER, PrometheusSink
 from profiler.records import RECORDED, LoopRecord, ModelCall, RemoteCall, encode
 from profiler.report.html.still import still
 from profiler.report.html.waterfalls import loop as waterfall
-from profiler.report.live import RunningTotals
+from profiler.report.running import RunningTotals
 from profiler.report.timeline import causes, render_timeline
 from profiler.report.unseen import Unseen
 from profiler.rundir import Anchor, Recording, RunDirectory, Trial, recorded_run

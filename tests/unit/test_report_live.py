@@ -58,6 +58,37 @@ def test_live_view_of_calls_without_a_model_speaks_of_no_strategy() -> None:
     assert figures_of(NOW, 12.5, 1.25, "calls")[0] == "12.5 calls/s"
 
 
+def test_a_step_before_the_load_is_drawn_with_its_time_until_something_is_measured() -> None:
+    now = [1000.0]
+    terminal = Terminal()
+    step = Progress(1000.0, "preparing", step="starting Locust")
+    with LiveView(terminal, {"TERM": "xterm"}, width=80, now=lambda: now[0]) as view:
+        view.watch(step)
+        now[0] = 1001.23
+        view.watch(replace(step, unix=1000.5, step="asking the model once"))
+        now[0] = 1002.0
+        view.watch(NOW)
+        view.stop()
+        view.say("start? [y/N]")
+        drawn = terminal.getvalue()
+        view.start()
+        view.watch(step)
+    said = drawn.split("starting Locust")[1]
+    assert "preparing · starting Locust · 0.0 s" in drawn
+    assert "preparing · asking the model once · 0.7 s" in said
+    assert "block 2 of 3 · semaphore:4 · measuring · 1:30 left" in said
+    assert drawn.endswith("start? [y/N]\n")  # nothing is drawn over a question
+    assert "preparing · starting Locust · 2.0 s" in terminal.getvalue()[len(drawn) :]
+
+
+def test_step_that_lasts_gets_a_line_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    with LiveView(stream, {}) as view:
+        for seconds, step in ((0.0, "starting Locust"), (1.5, "importing"), (2.5, "asking the model once")):
+            view.watch(Progress(1000.0 + seconds, "preparing", step=step))
+    assert stream.getvalue() == "preparing · asking the model once\n"
+
+
 def test_bar_shows_the_share_of_time_that_is_over() -> None:
     assert bar(NOW) == "━" * 10 + "─" * 30
     assert bar(replace(NOW, seconds_left=None)) == ""

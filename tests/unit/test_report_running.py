@@ -9,7 +9,7 @@ import pytest
 
 from profiler.load.locust.page import live_page, row
 from profiler.records import ServerToolCall, encode
-from profiler.report.live import RunningTotals
+from profiler.report.running import RunningTotals
 from profiler.rundir import Progress, encode_progress
 from tests.unit.statistics_data import loop
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from profiler.records import Attempt, LoopRecord, ServerToolCall, Shortfall
-from profiler.report.terminal import limits, overlap, render_comparison, use_color
-from profiler.report.text import clean, duration, number, percent
+from profiler.report.terminal import limits, overlap, render_comparison
+from profiler.report.text import clean, duration, number, percent, use_color
 from profiler.report.timeline import causes, render_timeline
 from profiler.rundir import ClientCapacity, ClientHealth, Run
 from profiler.shortfalls import EXPLAINED

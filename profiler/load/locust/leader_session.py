@@ -29,7 +29,7 @@ from profiler.load.locust.quirks import (
 )
 from profiler.load.messages import ClientMeasured, Drained, Pulse, Ready, Records, Returned
 from profiler.load.options import Asked, LoadOptions, asked, conditions
-from profiler.load.output import RunOutput
+from profiler.load.output import RunOutput, show_step
 from profiler.load.preparation import preload
 from profiler.load.spending import Budget, Grants
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch, Emulators, Target
@@ -103,14 +103,19 @@ class LeaderSession:
             options = self._asked().options
             self._emulators.begin(options)
             if self._alone:
+                show_step(options, "importing what sends the requests")
                 preload(options)  # while they start; workers do so when they are prepared
+            if options.base_url is None and not options.direct:
+                show_step(options, "waiting for the emulator")
             options, root = self._with_tools(options)
             if self._members is not None:
+                show_step(options, "waiting for the workers")
                 self._wait_for_workers(self._members)
                 if self._leaving:
                     sys.exit(1)
                 if not self._members.greeted:
                     return  # Locust will say so
+            show_step(options, _first_use(options))
             self._workers.prepare(options, root)
             self._check_workers()
         except BaseException:
@@ -326,6 +331,15 @@ class LeaderSession:
                 print(render_directory(output.directory, summary), flush=True)  # noqa: T201
                 return
             print(render_comparison(summary, output.run, 100, path=path), flush=True)  # noqa: T201
+
+
+def _first_use(options: LoadOptions) -> str:
+    """What the workers do to prepare, in words."""
+    first = "asking the model once" if options.agent is None else "running the agent once with each strategy"
+    said = ["calling a tool once" if options.direct else first]
+    if options.calibration_seconds > 0:
+        said.append("measuring this client alone")
+    return ", ".join(said)
 
 
 def _output(options: LoadOptions, users: int, run: Run | None) -> RunOutput:

@@ -23,7 +23,7 @@ from gevent.lock import Semaphore
 from profiler.report.text import duration, percent
 
 if TYPE_CHECKING:
-    from profiler.report.live import RunningTotals
+    from profiler.report.running import RunningTotals
 
 ASSETS = Path(__file__).parents[2] / "report" / "html" / "assets"
 
@@ -87,7 +87,7 @@ class Page:
         }
 
     def _on_test_start(self, **_: Any) -> None:
-        from profiler.report.live import RunningTotals
+        from profiler.report.running import RunningTotals
 
         path = self._environment.toolcall_session.run_directory
         if path is not None:

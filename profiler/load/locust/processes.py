@@ -16,7 +16,7 @@ import gevent
 from gevent.socket import wait_read
 from locust.runners import LocalRunner
 
-from profiler.load.experiment import PARENT_FD
+from profiler.load.locust_process import PARENT_FD
 from profiler.load.messages import ToLeader, ToWorker, pack, unpack, wire_name
 from profiler.loop.eventloop import native_sleep, start_native_thread
 

@@ -191,6 +191,12 @@ _log = logging.getLogger(__name__)
 
 _installed: set[int] = set()
 _defaults: dict[str, Any] = {}
+_secrets: dict[str, str] = {}
+
+
+def give_secrets(secrets: Mapping[str, str]) -> None:
+    """Those among the options, as `asked` finds them in an environment: they are in no process's own."""
+    _secrets.update(secrets)
 
 
 def install(events: Any, defaults: Mapping[str, Any] | None = None) -> None:
@@ -223,7 +229,7 @@ def install(events: Any, defaults: Mapping[str, Any] | None = None) -> None:
         nonlocal on_command_line
         if not parsed.worker:  # a worker's options come from its master
             try:
-                on_command_line = asked(parsed, os.environ)
+                on_command_line = asked(parsed, {**os.environ, **_secrets})
             except ProfilerError as error:
                 _refuse(error)
 
