@@ -1,25 +1,34 @@
-"""How long the report of a large run takes, how large it is, and how soon a browser is done with it.
+"""What reading a large run costs (report, trace, comparison), how large the page is, how soon it is there.
 
-    python benchmarks/report.py RUN [--loops 200000]
+    python benchmarks/report.py RUN [--loops 200000] [--against CHECKOUT] [--repeats 3]
 
 Repeats the records of each trial of a real run, shifted in time, until there are as many loops as
-asked for. Needs Chromium and Playwright for the last figure, and says so.
+asked for. Each command is a process of its own; in turns with those of another checkout, where one is named.
+Cold: without what is kept beside the records; warm: with it, where the code keeps anything. Needs Chromium
+and Playwright for the last figure, and says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import orjson
 
-from profiler.report.html import gather, write_report
 from profiler.rundir import RunDirectory
+from profiler.statistics.columns import COLUMNS
+
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
@@ -28,21 +37,76 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--loops", type=int, default=200_000)
+    parser.add_argument("--against", type=Path, help="a checkout, whose code reads the same run")
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     source = RunDirectory.open(arguments.run)
     with tempfile.TemporaryDirectory() as scratch:
         directory = enlarge(source, Path(scratch), arguments.loops)
         size = directory.records_path.stat().st_size
         print(f"{arguments.loops} loops, {size / 1e6:.0f} MB of records")
-        began = time.perf_counter()
-        material = gather(directory)
-        gathered = time.perf_counter()
-        path = write_report(directory, material=material)
-        done = time.perf_counter()
-        print(f"made in {done - began:.1f} s, {gathered - began:.1f} s of it to read and sum up")
-        print(f"size {path.stat().st_size / 1e6:.2f} MB")
-        print(in_browser(path))
+        checkouts = {"here": ROOT} | ({"against": arguments.against} if arguments.against else {})
+        found: dict[tuple[str, str, str], list[Cost]] = defaultdict(list)
+        for _ in range(arguments.repeats):
+            for name, checkout in checkouts.items():
+                for command, words in commands(directory.path, Path(scratch)).items():
+                    for state in ("cold", "warm"):
+                        if state == "cold":
+                            directory.path.joinpath(COLUMNS).unlink(missing_ok=True)
+                        found[command, state, name].append(cost(checkout, words))
+        for command in commands(directory.path, Path(scratch)):
+            for state in ("cold", "warm"):
+                costs = {name: middle(found[command, state, name]) for name in checkouts}
+                said = [
+                    f"{one.cpu:6.1f} s CPU, {one.wall:6.1f} s, {one.mib:4.0f} MiB" for one in costs.values()
+                ]
+                ratio = f"  ({costs['against'].cpu / costs['here'].cpu:.1f} times)" if len(costs) > 1 else ""
+                print(f"{command:8} {state}: {' | '.join(said)}{ratio}", flush=True)
+        kept = directory.path.joinpath(COLUMNS).stat().st_size
+        page = directory.path / "report.html"
+        print(f"kept: {kept / 1e6:.0f} MB; page: {page.stat().st_size / 1e6:.2f} MB; {in_browser(page)}")
     return 0
+
+
+class Cost(NamedTuple):
+    """What a command took: seconds of CPU and of time, and its resident set at its highest."""
+
+    cpu: float
+    wall: float
+    mib: float
+
+    def __str__(self) -> str:
+        return f"{self.cpu:6.1f} s CPU, {self.wall:6.1f} s, {self.mib:4.0f} MiB"
+
+
+def commands(run: Path, scratch: Path) -> dict[str, list[str]]:
+    """The commands that read a run, by name."""
+    return {
+        "report": ["report", str(run)],
+        "trace": ["trace", str(run), "--slowest", "20", "--out", str(scratch / "trace.json")],
+        "compare": ["compare", str(run), str(run)],
+    }
+
+
+def cost(checkout: Path, words: list[str]) -> Cost:
+    """What a command of the code of a checkout takes."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "profiler", *words],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}")
+    return Cost(used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024)
+
+
+def middle(costs: list[Cost]) -> Cost:
+    """The median of each figure."""
+    return Cost(*map(median, zip(*costs, strict=True)))
 
 
 def enlarge(source: RunDirectory, parent: Path, loops: int) -> RunDirectory:

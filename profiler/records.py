@@ -25,7 +25,8 @@ As JSON a record is one object with exactly these field names, its `schema` numb
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, fields, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -827,8 +828,8 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def read(path: Path | str) -> Iterator[LoopRecord]:
-    """The records of a JSONL file, one by one.
+def read(path: Path | str, lines: array[int] | None = None) -> Iterator[LoopRecord]:
+    """The records of a JSONL file, one by one; `lines` gets the byte at which the line of each begins.
 
     An incomplete last line (the writer was killed) is skipped silently; a bad line elsewhere raises
     `RecordError` with file and line number.
@@ -838,10 +839,26 @@ def read(path: Path | str) -> Iterator[LoopRecord]:
     except OSError as error:
         raise RecordError(f"{path}: cannot read records: {error.strerror}") from error
     with file:
+        begins = 0
         for number, line in enumerate(file, start=1):
             try:
-                yield decode(line)
+                record = decode(line)
             except RecordError as error:
                 if not line.endswith(b"\n"):
                     return
                 raise RecordError(f"{path}:{number}: {error}") from error
+            if lines is not None:
+                lines.append(begins)
+                begins += len(line)
+            yield record
+
+
+def read_at(path: Path | str, lines: Iterable[int]) -> Iterator[LoopRecord]:
+    """Some records of a JSONL file, by the byte at which the line of each begins. Raises `RecordError`."""
+    try:
+        with open(path, "rb") as file:
+            for begins in lines:
+                file.seek(begins)
+                yield decode(file.readline())
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read records: {error.strerror}") from error

@@ -217,6 +217,7 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.report.terminal import render_comparison
     from profiler.report.text import use_color
     from profiler.rundir import RunDirectory
+    from profiler.statistics.columns import table_of
     from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import parse_objective
     from profiler.statistics.recorded import Recorded
@@ -236,8 +237,7 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
         parse_objective(arguments.slo, "--slo")
         run = replace(run, slo=arguments.slo)
     recorded = Recorded()
-    records = directory.records() if run.recording is None else recorded.seen(directory.records())
-    table = tabulate(records)
+    table = table_of(directory) if run.recording is None else tabulate(recorded.seen(directory.records()))
     summary = summarise_table(run, table)
     if run.recording is not None:
         summary = replace(summary, recorded=recorded.result(run.recording))

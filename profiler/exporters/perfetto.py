@@ -23,7 +23,8 @@ from __future__ import annotations
 import gzip
 import heapq
 import itertools
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,8 +86,9 @@ def write_trace(
     """Write the trace of a run (directory, records file or records) to `path`; zipped if it ends in `.gz`.
 
     `loops` selects so many loops that started first, `slowest` so many that took longest; together,
-    both. With neither, the first loops up to `MAX_EVENTS` events. A file is read twice, record by
-    record (loops to show, then counters); memory holds the selected loops only.
+    both. With neither, the first loops up to `MAX_EVENTS` events. A file is read record by record, and those
+    that ran beside the selected loops once more, for the counters; memory holds the selected loops, and a
+    few numbers of each other.
 
     Raises `UsageError` for a number below 1, `RecordError` when there is nothing to read or `path`
     cannot be written.
@@ -94,17 +96,16 @@ def write_trace(
     for name, value in (("loops", loops), ("slowest", slowest)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
-    if not isinstance(source, RunDirectory | str | Path):
-        source = tuple(source)
+    every = _Records(source)
     selection = _Selection(loops, slowest)
-    for record in _records(source):
+    for record in every:
         selection.add(record)
     shown = selection.loops()
     if not shown:
         raise RecordError("no loops to trace: the run has no records")
     origin_ns, total = shown[0].started_ns, selection.total
     windows = union((record.started_ns, record.ended_ns) for record in shown) or [(origin_ns, origin_ns)]
-    counters = _counters(_records(source), windows)
+    counters = _counters(every.beside(windows), every.servers, windows)
     step_us = max(counter.step for counter in counters.values())
     notes = tuple(_notes(shown, _recording(source)))
     written = 0
@@ -160,15 +161,58 @@ def _opener(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Opener 
     return opener_like(Path(source)) if isinstance(source, str | Path) else None
 
 
-def _records(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Iterable[LoopRecord]:
-    if isinstance(source, RunDirectory):
-        return source.records()
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if RunDirectory.is_one(path):
-            return RunDirectory.open(path).records()
-        return itertools.chain.from_iterable(map(records_file.read, records_file.files_of(path)))
-    return source
+class _Records:
+    """The records of a source, to be read once, and then those again that ran in some windows of time.
+
+    Of each record are kept where its line begins, and from when to when anything of it was under way;
+    `servers` are the MCP servers of all.
+    """
+
+    def __init__(self, source: RunDirectory | Path | str | Iterable[LoopRecord]) -> None:
+        self.servers: set[str] = set()
+        self._records: tuple[LoopRecord, ...] = ()
+        self._files: list[tuple[Path, array[int], array[int], array[int]]] = []
+        if isinstance(source, RunDirectory):
+            paths = [source.records_path]
+        elif not isinstance(source, str | Path):
+            self._records = tuple(source)
+            return
+        elif RunDirectory.is_one(Path(source)):
+            paths = [RunDirectory.open(source).records_path]
+        else:
+            paths = records_file.files_of(Path(source))
+        self._files = [(path, array("q"), array("q"), array("q")) for path in paths]
+
+    def __iter__(self) -> Iterator[LoopRecord]:
+        for record in self._records:
+            self._note(record)
+            yield record
+        for path, lines, starts, ends in self._files:
+            for record in records_file.read(path, lines):
+                start, end = self._note(record)
+                starts.append(start)
+                ends.append(end)
+                yield record
+
+    def _note(self, record: LoopRecord) -> Interval:
+        start, end = record.started_ns, record.ended_ns
+        for call in record.tool_calls:
+            start, end = min(start, call.queued_ns, call.began_ns), max(end, call.ended_ns)
+            if call.remote is not None and _sent(call) is not None:
+                self.servers.add(call.server)
+        return start, end
+
+    def beside(self, windows: Sequence[Interval]) -> Iterator[LoopRecord]:
+        """Those of which anything was under way in one of the windows (disjoint, sorted)."""
+        yield from self._records
+        begins = [start for start, _ in windows]
+        for path, lines, starts, ends in self._files:
+            places = (
+                line
+                for line, start, end in zip(lines, starts, ends, strict=True)
+                if (window := bisect_right(begins, end)) and windows[window - 1][1] >= start
+            )
+            yield from records_file.read_at(path, places)
 
 
 class _Counter:
@@ -269,10 +313,12 @@ def _cost(record: LoopRecord) -> int:
     )
 
 
-def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
+def _counters(
+    records: Iterable[LoopRecord], names: Iterable[str], windows: Sequence[Interval]
+) -> dict[tuple[str, str], _Counter]:
     """The counters of all records. The trace processor joins a key to a name such as "calls queued"."""
     running, queued, loops = _Counter(windows), _Counter(windows), _Counter(windows)
-    servers: dict[str, _Counter] = {}
+    servers = {name: _Counter(windows) for name in names}
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
         for call in record.tool_calls:
@@ -281,7 +327,7 @@ def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dic
             if call.started_ns is not None and call.ended:
                 running.add(call.started_ns, call.ended_ns)
             if (sent := _sent(call)) is not None:
-                servers.setdefault(call.server, _Counter(windows)).add(*sent)
+                servers[call.server].add(*sent)
     found = {("calls", "in flight"): running, ("calls", "queued"): queued, ("loops", "in flight"): loops}
     return found | {(f"requests at {name}", "in flight"): servers[name] for name in sorted(servers)}
 

@@ -161,6 +161,7 @@ class _Named(NamedTuple):
     per: str
 
 
+@functools.lru_cache(maxsize=256)  # a server's replies all have the same
 def _named(header: str) -> _Named | None:
     """The meaning of a header's name; None for one that is no figure of a quota."""
     match = _PREFIX.match(header)

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -146,6 +147,36 @@ class ServerCalls:
         }
         for name, column in server.columns.items():
             column.append(row[name])
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, array[int]]]:
+        """All of it, as JSON and columns by name; `again` makes the same of them."""
+        data = {
+            "texts": [*self._texts],
+            "servers": {
+                name: {
+                    "transport": one.transport,
+                    "protocols": [*one.protocols],
+                    "connections": [*one.connections.items()],
+                    "replies": [*one.replies.items()],
+                    "sse": [one.sse_new, one.sse_known],
+                }
+                for name, one in self._servers.items()
+            },
+        }
+        servers = enumerate(self._servers.values())
+        return data, {f"{k}.{name}": column for k, one in servers for name, column in one.columns.items()}
+
+    @classmethod
+    def again(cls, data: Mapping[str, Any], columns: Mapping[str, Any]) -> ServerCalls:
+        """What `kept` was made of."""
+        found = cls(_texts={text: code for code, text in enumerate(data["texts"])})
+        for k, (name, one) in enumerate(data["servers"].items()):
+            server = found._servers[name] = _Server(one["transport"], dict.fromkeys(one["protocols"]))
+            server.columns = {column: columns[f"{k}.{column}"] for column in server.columns}
+            server.connections = Counter(dict(one["connections"]))
+            server.replies = Counter(dict(one["replies"]))
+            server.sse_new, server.sse_known = one["sse"]
+        return found
 
     def _code(self, text: str) -> int:
         return self._texts.setdefault(text, len(self._texts))

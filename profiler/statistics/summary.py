@@ -17,6 +17,7 @@ import numpy as np
 from profiler.records import NO_MODEL, LoopRecord
 from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
+from profiler.statistics.columns import table_of
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.direct import DirectLoad, direct_loads
 from profiler.statistics.figures import StrategySummary, Totals, figures, good_loops
@@ -218,7 +219,7 @@ def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
 
 def summarise_directory(directory: RunDirectory) -> Summary:
     """The summary of a run directory, finished or not. Raises `RecordError`, `UsageError`."""
-    run, table = directory.load(), tabulate(directory.records())
+    run, table = directory.load(), table_of(directory)
     return with_loads(summarise_table(run, table), run, table, directory.records())
 
 

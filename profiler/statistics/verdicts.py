@@ -10,6 +10,7 @@ from profiler.errors import UsageError
 from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.backlog import Backlog
 from profiler.statistics.caveats import Caveat, caveats
+from profiler.statistics.columns import table_of
 from profiler.statistics.comparison import (
     RELEVANT_FAILURES,
     Comparison,
@@ -364,10 +365,10 @@ def compare_directories(
     spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
     both = [Recorded(), Recorded()] if before.recording is not None and after.recording is not None else []
-    streams = [baseline.records(), candidate.records()]
     if both:
-        streams = [adding.seen(stream) for adding, stream in zip(both, streams, strict=True)]
-    tables = (tabulate(streams[0]), tabulate(streams[1]))
+        tables = (tabulate(both[0].seen(baseline.records())), tabulate(both[1].seen(candidate.records())))
+    else:
+        tables = (table_of(baseline), table_of(candidate))
     groups = (measure(before, tables[0]), measure(after, tables[1]))
     found = compare_runs((before, after), tables, groups, objective)
     if not found:

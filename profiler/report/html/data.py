@@ -16,11 +16,12 @@ import numpy as np
 from profiler.errors import RecordError
 from profiler.prediction.check import Checked
 from profiler.prediction.what_if import Counterfactual, Estimated, NotEstimated, what_if
-from profiler.records import LoopRecord, decode
+from profiler.records import LoopRecord, decode, read_at
 from profiler.report.html.checked import read_checked
 from profiler.rundir import Run, RunDirectory
+from profiler.statistics.columns import kept_table
 from profiler.statistics.summary import Summary, summarise_table, with_loads
-from profiler.statistics.table import NONE, Table, tabulate
+from profiler.statistics.table import NONE, Table
 from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
 
 CALLS_READ = 30_000
@@ -73,7 +74,8 @@ def under_highest_load(measured: Sequence[Measured]) -> list[Measured]:
 def gather(directory: RunDirectory) -> Material:
     """The material of a run directory. Raises `RecordError`, `UsageError` as the statistics do."""
     run = directory.load()
-    table = tabulate(directory.records())
+    found_table = kept_table(directory.records_path)
+    table, lines = found_table.table, found_table.lines
     summary = with_loads(summarise_table(run, table), run, table, directory.records())
     measured = tuple(measure(run, table))
     cases = choose(table, under_highest_load(measured))
@@ -82,7 +84,9 @@ def gather(directory: RunDirectory) -> Material:
     loops: dict[int, LoopRecord] = {}
 
     def kept_loops() -> Iterator[LoopRecord]:
-        for row, record in lines_of(directory.records_path, drawn | kept):
+        rows = sorted(drawn | kept)
+        some = read_at(directory.records_path, lines[rows].tolist())
+        for row, record in zip(rows, some, strict=True):
             if row in drawn:
                 loops[row] = record
             if row in kept:
