@@ -147,7 +147,7 @@ class Dialect:
         return self.name == "mistral"
 
     def id_prefix(self, model: str) -> str | None:
-        """What the ids of this model's calls begin with; None where they are `short_id`s."""
+        """The beginning of the ids of this model's calls; None where they are `short_id`s."""
         if self.name == "mistral" or (self.name == "vllm" and "mistral" in model.lower()):
             return None
         return self.call_prefix

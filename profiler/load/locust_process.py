@@ -37,7 +37,7 @@ _ENDED = {
 START = Path(__file__).parent / "locust" / "start.py"
 
 STARTING = "starting Locust"
-"""What the process does until it says itself what it does, in words."""
+"""The first step of the process, in words; it names the later ones itself."""
 
 KILL_SECONDS = 10.0
 """How long Locust may take to leave by itself before it is killed."""

@@ -334,7 +334,7 @@ class LeaderSession:
 
 
 def _first_use(options: LoadOptions) -> str:
-    """What the workers do to prepare, in words."""
+    """The preparation of the workers, in words."""
     first = "asking the model once" if options.agent is None else "running the agent once with each strategy"
     said = ["calling a tool once" if options.direct else first]
     if options.calibration_seconds > 0:

@@ -11,7 +11,7 @@ from importlib import metadata
 
 
 def main() -> int:
-    """What `python -m locust` does with the arguments in `{"arguments": […], "secrets": {…}}`."""
+    """Run Locust with the arguments in `{"arguments": […], "secrets": {…}}`, as `python -m locust` would."""
     find = metadata.entry_points
     # gevent asks for plugins at each of some 25 steps of its patching, and each time the metadata of all
     # distributions are read: 0.1 to 0.4 s in all.
